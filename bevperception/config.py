@@ -1,0 +1,330 @@
+"""Typed configuration: dataclasses filled from YAML files and dotted overrides by jsonargparse.
+
+A YAML file may name a base file (``base: other.yaml``, relative to itself); its own values win.
+Unknown keys are refused. Field documentation here is what ``--help`` prints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bevperception.errors import ConfigError
+from bevperception.geometry import BEVGrid
+from bevperception.taxonomy import CAMERA_NAMES, SEGMENTATION_CLASSES
+
+
+@dataclass
+class BackboneConfig:
+    """Image backbone.
+
+    Args:
+        variant: internimage_{micro,t,s,b,l,xl,h,g} or resnet{50,101}.
+        out_indices: stages (0 to 3; strides 4, 8, 16, 32) handed to the neck.
+        drop_path_rate: stochastic depth; None takes the variant's own.
+        checkpointing: recompute activations in backward to save memory.
+        frozen_stages: stages that do not train; -1 trains all, 0 freezes the stem, k the stem and
+            the first k stages.
+        weights: safetensors or .pth file with backbone weights to start from.
+    """
+
+    variant: str = "internimage_micro"
+    out_indices: tuple[int, ...] = (1, 2, 3)
+    drop_path_rate: float | None = None
+    checkpointing: bool = False
+    frozen_stages: int = -1
+    weights: str | None = None
+
+
+@dataclass
+class NeckConfig:
+    """Feature pyramid over the backbone's stages.
+
+    Args:
+        levels: number of levels handed to the BEV encoder; levels beyond the backbone's stages are
+            made by stride-2 convolutions.
+    """
+
+    levels: int = 3
+
+
+@dataclass
+class BEVConfig:
+    """The bird's-eye-view grid and its encoder.
+
+    Args:
+        channels: width of the BEV features and of the neck.
+        rows: cells along y.
+        columns: cells along x.
+        x_range_m: edges along x in metres, BEV frame.
+        y_range_m: edges along y in metres, BEV frame.
+        z_range_m: heights between which pillar points lie, metres, BEV frame.
+        layers: encoder layers; 0 is not allowed.
+        heads: attention heads.
+        pillar_points: points a pillar is lifted to in spatial cross-attention.
+        spatial_points: sampling points per head and level there, a multiple of pillar_points.
+        temporal_points: sampling points per head in temporal self-attention.
+        feedforward_channels: width of the feed-forward layers, here and in the decoder.
+        dropout: drop-out in the encoder's and the decoder's attention and feed-forward layers.
+        alignment: how earlier BEV features are brought into the current frame: 'warp' samples them
+            bilinearly with the full planar motion; 'published' turns them by the yaw difference
+            (nearest cell) and shifts reference points, as the published v1 checkpoints were trained.
+        rotate_center: (column, row) that 'published' turns about; the published models keep (100, 100).
+        can_bus: add an embedding of the 18-number CAN-bus vector to the BEV queries.
+        camera_embedding: number of cameras that have a learned embedding of their own (by position in
+            the batch); 0 for none, which makes the model independent of the cameras' order.
+        feature_levels_embedding: rows of the level embedding; None takes neck.levels (the published
+            models keep 4 rows even where one level is used).
+    """
+
+    channels: int = 128
+    rows: int = 100
+    columns: int = 100
+    x_range_m: tuple[float, float] = (-51.2, 51.2)
+    y_range_m: tuple[float, float] = (-51.2, 51.2)
+    z_range_m: tuple[float, float] = (-5.0, 3.0)
+    layers: int = 2
+    heads: int = 4
+    pillar_points: int = 4
+    spatial_points: int = 8
+    temporal_points: int = 4
+    feedforward_channels: int = 256
+    dropout: float = 0.0
+    alignment: Literal["warp", "published"] = "warp"
+    rotate_center: tuple[float, float] = (100.0, 100.0)
+    can_bus: bool = False
+    camera_embedding: int = 0
+    feature_levels_embedding: int | None = None
+
+    @property
+    def grid(self) -> BEVGrid:
+        """The grid of the BEV features."""
+        return BEVGrid(*self.x_range_m, *self.y_range_m, self.rows, self.columns)
+
+
+@dataclass
+class DetectionConfig:
+    """Detection decoder and head.
+
+    Args:
+        enabled: False for segmentation alone.
+        queries: learned object queries.
+        layers: decoder layers.
+        heads: attention heads.
+        points: sampling points per head in the decoder's cross-attention.
+        hidden_layers: hidden layers of the classification and regression branches.
+        yaw_convention: 'standard' regresses the yaw of the BEV frame; 'mmdet3d_0.17' the published
+            checkpoints' (-yaw - pi/2).
+        score_range_m: (x_min, y_min, z_min, x_max, y_max, z_max) that decoded centres lie within.
+        max_boxes: at most so many boxes a frame are decoded.
+        class_loss_weight: weight of the focal classification loss.
+        box_loss_weight: weight of the L1 box loss.
+        class_cost_weight: weight of the focal classification cost in matching.
+        box_cost_weight: weight of the L1 box cost in matching.
+        focal_alpha: focal loss alpha.
+        focal_gamma: focal loss gamma.
+        code_weights: weight of each of the 10 box-code entries in the box loss.
+    """
+
+    enabled: bool = True
+    queries: int = 300
+    layers: int = 3
+    heads: int = 4
+    points: int = 4
+    hidden_layers: int = 2
+    yaw_convention: Literal["standard", "mmdet3d_0.17"] = "standard"
+    score_range_m: tuple[float, float, float, float, float, float] = (
+        -61.2,
+        -61.2,
+        -10.0,
+        61.2,
+        61.2,
+        10.0,
+    )
+    max_boxes: int = 300
+    class_loss_weight: float = 2.0
+    box_loss_weight: float = 0.25
+    class_cost_weight: float = 2.0
+    box_cost_weight: float = 0.25
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    code_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
+
+
+@dataclass
+class SegmentationConfig:
+    """BEV segmentation head.
+
+    Args:
+        enabled: False for detection alone.
+        classes: layers to predict, names of taxonomy.SEGMENTATION_CLASSES.
+        range_m: the head's grid reaches this far to every side, metres, BEV frame.
+        cell_m: its cell size in metres.
+        channels: width of its convolutions.
+        blocks: residual blocks before the classifier.
+        focal_weight: weight of the focal loss.
+        dice_weight: weight of the dice loss.
+        focal_alpha: focal loss alpha; negative for no class balance.
+        focal_gamma: focal loss gamma.
+    """
+
+    enabled: bool = True
+    classes: tuple[str, ...] = SEGMENTATION_CLASSES
+    range_m: float = 50.0
+    cell_m: float = 0.5
+    channels: int = 64
+    blocks: int = 2
+    focal_weight: float = 10.0
+    dice_weight: float = 1.0
+    focal_alpha: float = -1.0
+    focal_gamma: float = 2.0
+
+    @property
+    def grid(self) -> BEVGrid:
+        """The grid of the segmentation maps."""
+        cells = round(2 * self.range_m / self.cell_m)
+        return BEVGrid(-self.range_m, self.range_m, -self.range_m, self.range_m, cells, cells)
+
+
+@dataclass
+class ModelConfig:
+    """The whole model; its parts are described in their own groups."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    neck: NeckConfig = field(default_factory=NeckConfig)
+    bev: BEVConfig = field(default_factory=BEVConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+
+    def __post_init__(self) -> None:
+        if not (self.detection.enabled or self.segmentation.enabled):
+            raise ConfigError("detection.enabled and segmentation.enabled are both false: nothing to predict")
+        if self.bev.spatial_points % self.bev.pillar_points:
+            raise ConfigError(
+                f"bev.spatial_points ({self.bev.spatial_points}) must be a multiple of "
+                f"bev.pillar_points ({self.bev.pillar_points})"
+            )
+        for name, heads in (("bev.heads", self.bev.heads), ("detection.heads", self.detection.heads)):
+            if self.bev.channels % heads:
+                raise ConfigError(f"bev.channels ({self.bev.channels}) must be a multiple of {name} ({heads})")
+        unknown = [c for c in self.segmentation.classes if c not in SEGMENTATION_CLASSES]
+        if unknown:
+            raise ConfigError(
+                f"segmentation.classes has unknown {unknown}; allowed: {', '.join(SEGMENTATION_CLASSES)}"
+            )
+
+
+@dataclass
+class DataConfig:
+    """A nuScenes-format data set and how its images reach the network.
+
+    Args:
+        root: folder that holds samples/, maps/ and the version's tables.
+        version: for example v1.0-trainval or v1.0-mini.
+        train_split: split or custom split of splits.json to train on.
+        val_split: split to evaluate on.
+        cameras: camera channels in the order the model sees them.
+        image_size: (height, width) of the network's input in pixels; images are resized to fit its
+            width and cropped at the top or padded at the bottom.
+        bev_frame: 'ego' (x forward, y left), or 'lidar' (x right, y forward) for published weights.
+        history: earlier key frames in a training queue.
+        workers: loader processes; 0 loads in the training process.
+        bad_samples: 'stop' at a sample that cannot be read, or 'skip' it, count and report it.
+        image_mean: RGB mean subtracted from pixels in 0 to 255.
+        image_std: RGB deviation pixels are divided by.
+    """
+
+    root: str = "data/nuscenes"
+    version: str = "v1.0-trainval"
+    train_split: str = "train"
+    val_split: str = "val"
+    cameras: tuple[str, ...] = CAMERA_NAMES
+    image_size: tuple[int, int] = (448, 800)
+    bev_frame: Literal["ego", "lidar"] = "ego"
+    history: int = 0
+    workers: int = 2
+    bad_samples: Literal["stop", "skip"] = "stop"
+    image_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    image_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+
+@dataclass
+class AugmentationConfig:
+    """Training-time augmentation; the calibration moves with the pixels, the labels with the BEV.
+
+    Args:
+        resize: range of extra image scale around the one that fits the input.
+        crop: random crop offset as a fraction of the slack left by the resize.
+        image_flip: probability of mirroring all images of a frame.
+        colour: strength of brightness, contrast and saturation jitter (0 for none).
+        bev_rotation_deg: the BEV frame is turned by up to this much either way, degrees.
+        bev_scale: range of the BEV frame's scale.
+        bev_flip_x: probability of mirroring the BEV frame's x axis.
+        bev_flip_y: probability of mirroring the BEV frame's y axis.
+    """
+
+    resize: tuple[float, float] = (1.0, 1.0)
+    crop: float = 0.0
+    image_flip: float = 0.0
+    colour: float = 0.0
+    bev_rotation_deg: float = 0.0
+    bev_scale: tuple[float, float] = (1.0, 1.0)
+    bev_flip_x: float = 0.0
+    bev_flip_y: float = 0.0
+
+
+@dataclass
+class TrainingConfig:
+    """Optimisation.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: samples a process and step.
+        accumulate: batches whose gradients are added before a step.
+        learning_rate: peak rate of AdamW.
+        backbone_rate_factor: the backbone's share of the learning rate.
+        weight_decay: AdamW weight decay; none on norms, biases and embeddings.
+        warmup_steps: linear warm-up, then a cosine to final_rate_factor.
+        final_rate_factor: last learning rate as a share of the peak.
+        gradient_clip: largest norm of the whole gradient; 0 for none.
+        precision: Lightning's precision: 32-true, bf16-mixed or 16-mixed.
+        ema_decay: decay of the averaged weights that are evaluated and saved; 0 for none.
+        seed: seeds weights, order and augmentation.
+        devices: processes on this machine.
+        nodes: machines.
+        strategy: Lightning strategy; auto, ddp, ...
+        accelerator: auto, cpu or gpu.
+        checkpoint_every: steps between checkpoints.
+        validate_every: steps between evaluations on val_split; 0 evaluates only at the end.
+        log_every: steps between log lines.
+    """
+
+    steps: int = 1000
+    batch_size: int = 1
+    accumulate: int = 1
+    learning_rate: float = 4e-4
+    backbone_rate_factor: float = 1.0
+    weight_decay: float = 0.01
+    warmup_steps: int = 50
+    final_rate_factor: float = 0.01
+    gradient_clip: float = 35.0
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    ema_decay: float = 0.0
+    seed: int = 0
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    accelerator: str = "auto"
+    checkpoint_every: int = 500
+    validate_every: int = 0
+    log_every: int = 10
+
+
+@dataclass
+class ExperimentConfig:
+    """Everything a training or evaluation run needs."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -1,0 +1,1 @@
+"""Reading nuScenes-format data with the unmodified devkit."""

@@ -1,0 +1,1 @@
+"""Networks. Nothing here imports :mod:`bevperception.data`."""

@@ -1,0 +1,1 @@
+"""The bird's-eye-view grid, its attention modules, its encoder and its memory."""

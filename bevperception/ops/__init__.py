@@ -1,0 +1,1 @@
+"""The Python face of the native operators, with a plain-PyTorch reference beside each."""

@@ -1,0 +1,220 @@
+"""The few things that travel between data, model, training and the vehicle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+
+class _Movable:
+    """Dataclasses of tensors that move between devices as one (also used by Lightning)."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same values on another device; lists and nested structures are followed."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The same values in page-locked memory (for DataLoader)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        values = {f.name: _map_value(getattr(self, f.name), function) for f in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**values)
+
+
+def _map_value(value: object, function: Callable[[Tensor], Tensor]) -> object:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, _Movable):
+        return value._map(function)
+    if isinstance(value, list):
+        return [_map_value(item, function) for item in value]
+    return value
+
+
+@dataclass
+class Boxes3D(_Movable):
+    """3D boxes of one frame, in the BEV frame.
+
+    Attributes:
+        values: (n, 9) x, y, z (centre of the volume), length, width, height in metres, yaw in radians,
+            vx, vy in metres a second (NaN where unknown); see ``geometry.BOX_COLUMNS``.
+        labels: (n,) int64 index into ``taxonomy.DETECTION_CLASSES``.
+        scores: (n,) in [0, 1], or None for ground truth.
+    """
+
+    values: Tensor
+    labels: Tensor
+    scores: Tensor | None = None
+
+    def __len__(self) -> int:
+        return int(self.values.shape[0])
+
+    def __getitem__(self, index: Tensor | slice) -> Boxes3D:
+        scores = None if self.scores is None else self.scores[index]
+        return Boxes3D(self.values[index], self.labels[index], scores)
+
+
+@dataclass
+class CameraFrames(_Movable):
+    """What the cameras saw at one instant, for a batch of B vehicles with N cameras each.
+
+    Attributes:
+        images: (B, N, 3, H, W) float, RGB, normalised, padded to the network's input size.
+        bev_to_image: (B, N, 4, 4) BEV frame to homogeneous pixels of ``images``; motion between the
+            BEV frame's instant and each camera's exposure is included.
+        bev_to_global: (B, 4, 4) float64.
+        timestamps_s: (B,) float64 seconds.
+        camera_mask: (B, N) bool, False where a camera is missing; None when all are there.
+        can_bus: (B, 18) float64 in the layout of the published BEVFormer with absolute values
+            (position 3 and orientation 4 of the ego in the global frame, acceleration 3, rotation rate
+            3, velocity 3, ego yaw in radians, ego yaw in degrees); None when the model does not use it.
+    """
+
+    images: Tensor
+    bev_to_image: Tensor
+    bev_to_global: Tensor
+    timestamps_s: Tensor
+    camera_mask: Tensor | None = None
+    can_bus: Tensor | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Number of vehicles B."""
+        return int(self.images.shape[0])
+
+
+@dataclass
+class BEVMemory(_Movable):
+    """What a model remembers of the frame before; the model keeps nothing itself.
+
+    Attributes:
+        features: (B, C, rows, columns) BEV features.
+        bev_to_global: (B, 4, 4) float64 of the frame they were made in.
+        timestamps_s: (B,) float64 seconds.
+        valid: (B,) bool, False for a sample without history (as if memory were None for it).
+        can_bus: (B, 18) float64 of that frame or None, see :class:`CameraFrames`.
+    """
+
+    features: Tensor
+    bev_to_global: Tensor
+    timestamps_s: Tensor
+    valid: Tensor
+    can_bus: Tensor | None = None
+
+    def keep(self, valid: Tensor) -> BEVMemory:
+        """The same memory with the samples outside ``valid`` (B,) bool forgotten."""
+        return BEVMemory(
+            self.features,
+            self.bev_to_global,
+            self.timestamps_s,
+            self.valid & valid.to(self.valid.device),
+            self.can_bus,
+        )
+
+    def detach(self) -> BEVMemory:
+        """The same memory without a gradient into the past."""
+        return self._map(lambda tensor: tensor.detach())
+
+
+@dataclass
+class DetectionOutputs(_Movable):
+    """Raw predictions of the decoder's layers, for losses and decoding.
+
+    Attributes:
+        class_logits: (layers, B, queries, classes).
+        box_codes: (layers, B, queries, 10) in the code of ``heads.detection.BoxCodec``.
+    """
+
+    class_logits: Tensor
+    box_codes: Tensor
+
+
+@dataclass
+class ModelOutputs(_Movable):
+    """One frame's outputs.
+
+    Attributes:
+        bev: (B, C, rows, columns) BEV features.
+        detection: raw detections, or None without a detection head.
+        segmentation_logits: (B, classes, rows, columns) on the segmentation head's own grid, or None.
+    """
+
+    bev: Tensor
+    detection: DetectionOutputs | None
+    segmentation_logits: Tensor | None
+
+
+@dataclass
+class Targets(_Movable):
+    """Ground truth of one instant for a batch.
+
+    Attributes:
+        boxes: B ground-truth box sets in the BEV frame (possibly empty, velocities possibly NaN).
+        segmentation: (B, classes, rows, columns) float 0 or 1 on the segmentation grid, or None.
+        segmentation_present: (B, classes) bool, False where a sample has no label for a class (a frame
+            without a map); None exactly when ``segmentation`` is None.
+    """
+
+    boxes: list[Boxes3D]
+    segmentation: Tensor | None = None
+    segmentation_present: Tensor | None = None
+
+
+@dataclass
+class Batch(_Movable):
+    """A training or evaluation batch: a queue of frames and the ground truth of the newest.
+
+    Attributes:
+        history: earlier frames, oldest first; empty for single-frame training.
+        history_valid: (B, len(history)) bool, False where the sample has no such earlier frame (its
+            entry in ``history`` is then a placeholder and must start no memory).
+        frames: the current frame.
+        targets: ground truth of the current frame; None when predicting without labels.
+        tokens: B nuScenes sample tokens of the current frame.
+        scene_tokens: B scene tokens, which tell a streaming evaluation where memory starts anew.
+    """
+
+    history: list[CameraFrames]
+    history_valid: Tensor
+    frames: CameraFrames
+    targets: Targets | None
+    tokens: list[str]
+    scene_tokens: list[str]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def concatenate_frames(frames: Sequence[CameraFrames]) -> CameraFrames:
+    """Batch several frames of equal shape along B.
+
+    Args:
+        frames: at least one; camera masks may be None for some, CAN bus for all or none.
+
+    Raises:
+        ValueError: if there is none, or only some have CAN-bus data.
+    """
+    if not frames:
+        raise ValueError("concatenate_frames needs at least one frame, got none")
+    with_can = [f.can_bus for f in frames if f.can_bus is not None]
+    if len(with_can) not in (0, len(frames)):
+        raise ValueError("either all frames of a batch carry CAN-bus data or none")
+    masks: Tensor | None = None
+    if any(f.camera_mask is not None for f in frames):
+        full = [torch.ones(f.images.shape[:2], dtype=torch.bool, device=f.images.device) for f in frames]
+        masks = torch.cat(
+            [m if f.camera_mask is None else f.camera_mask for f, m in zip(frames, full, strict=True)]
+        )
+    return CameraFrames(
+        images=torch.cat([f.images for f in frames]),
+        bev_to_image=torch.cat([f.bev_to_image for f in frames]),
+        bev_to_global=torch.cat([f.bev_to_global for f in frames]),
+        timestamps_s=torch.cat([f.timestamps_s for f in frames]),
+        camera_mask=masks,
+        can_bus=torch.cat(with_can) if with_can else None,
+    )

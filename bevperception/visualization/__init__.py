@@ -1,0 +1,1 @@
+"""Pictures and videos of what goes in and what comes out."""
