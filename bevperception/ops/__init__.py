@@ -1,1 +1,25 @@
-"""The Python face of the native operators, with a plain-PyTorch reference beside each."""
+"""Operators with a plain-PyTorch reference and, where built, a native implementation."""
+
+from bevperception.ops.backend import (
+    Backend,
+    BackendReport,
+    OperatorBackend,
+    backend_report,
+    set_backend,
+    use_backend,
+)
+from bevperception.ops.deformable_attention import ms_deform_attn, ms_deform_attn_reference
+from bevperception.ops.deformable_convolution import dcnv3, dcnv3_reference
+
+__all__ = [
+    "Backend",
+    "BackendReport",
+    "OperatorBackend",
+    "backend_report",
+    "dcnv3",
+    "dcnv3_reference",
+    "ms_deform_attn",
+    "ms_deform_attn_reference",
+    "set_backend",
+    "use_backend",
+]

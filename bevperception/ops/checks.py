@@ -1,0 +1,68 @@
+"""Messages for arguments that do not fit: the rule, what came instead, the likely cause."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+WORKING_DTYPES = (torch.float32, torch.float64)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+
+
+def require(condition: bool, rule: str, came: str, cause: str) -> None:
+    """Raise ``ValueError`` with a three-part message unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(f"{rule}; got {came}. {cause}")
+
+
+def require_dimensions(operator: str, name: str, tensor: Tensor, layout: str) -> None:
+    """Check the number of dimensions.
+
+    Args:
+        operator: for the message.
+        name: the argument's name.
+        tensor: the argument.
+        layout: its dimensions, blank-separated, such as ``"batch heads channels"``.
+    """
+    names = layout.split()
+    require(
+        tensor.dim() == len(names),
+        f"{operator}: {name} must have {len(names)} dimensions ({', '.join(names)})",
+        f"shape {tuple(tensor.shape)}",
+        "Was a dimension squeezed, or were dimensions flattened?",
+    )
+
+
+def require_fitting_types(operator: str, tensors: Mapping[str, Tensor]) -> None:
+    """Check that all tensors lie on one device and have dtypes that can be computed together.
+
+    float16, bfloat16 and float32 may be mixed (the work is done in float32); float64 only with itself.
+    """
+    devices = {name: str(tensor.device) for name, tensor in tensors.items()}
+    require(
+        len(set(devices.values())) == 1,
+        f"{operator}: all tensors must be on one device",
+        ", ".join(f"{name} on {device}" for name, device in devices.items()),
+        "Was one of them not moved with the model?",
+    )
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    came = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+    require(
+        all(dtype in WORKING_DTYPES + HALF_DTYPES for dtype in dtypes.values()),
+        f"{operator}: tensors must be float16, bfloat16, float32 or float64",
+        came,
+        "Was a tensor of integers passed, or the arguments in another order?",
+    )
+    require(
+        torch.float64 not in dtypes.values() or len(set(dtypes.values())) == 1,
+        f"{operator}: float64 may not be mixed with other dtypes",
+        came,
+        "Was a part of the model converted, or a tensor made from NumPy without a dtype?",
+    )
+
+
+def working_copies(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the dtype the work is done in: float64 if they are, else float32."""
+    return tuple(t if t.dtype in WORKING_DTYPES else t.float() for t in tensors)
