@@ -1,0 +1,188 @@
+"""ResNet-50 and ResNet-101 (He et al., Deep Residual Learning, CVPR 2016), for published checkpoints.
+
+Names of modules and parameters are torchvision's and mmdet's, so that their weights load as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bevperception.models.backbones.layers import check_stages, freeze
+
+EXPANSION = 4
+
+
+@dataclass(frozen=True)
+class ResNetSpec:
+    """Shape of one ResNet of bottleneck blocks.
+
+    Args:
+        depths: blocks per stage.
+        style: 'pytorch' strides in the 3x3 convolution of a block, 'caffe' in its first 1x1.
+        base_channels: inner channels of the first stage; its output has four times as many.
+        stem_channels: channels of the stem.
+    """
+
+    depths: tuple[int, ...]
+    style: Literal["pytorch", "caffe"] = "pytorch"
+    base_channels: int = 64
+    stem_channels: int = 64
+
+    def stage_channels(self, stage: int) -> int:
+        """Output channels of a stage, counted from 0."""
+        return EXPANSION * self.base_channels << stage
+
+
+VARIANTS = {
+    "resnet50": ResNetSpec((3, 4, 6, 3)),
+    "resnet101": ResNetSpec((3, 4, 23, 3)),
+    "resnet50_caffe": ResNetSpec((3, 4, 6, 3), "caffe"),
+    "resnet101_caffe": ResNetSpec((3, 4, 23, 3), "caffe"),
+}
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolution with a residual connection.
+
+    Args:
+        channels_in: channels in.
+        channels: inner channels; four times as many go out.
+        stride: stride of the block.
+        style: where the stride lies, see :class:`ResNetSpec`.
+    """
+
+    def __init__(self, channels_in: int, channels: int, stride: int, style: str) -> None:
+        super().__init__()
+        channels_out = EXPANSION * channels
+        stride1, stride2 = (stride, 1) if style == "caffe" else (1, stride)
+        self.conv1 = nn.Conv2d(channels_in, channels, 1, stride=stride1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, channels_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or channels_in != channels_out:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(channels_out),
+            )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, C_in, H, W) to (N, 4C, ceil(H/stride), ceil(W/stride))."""
+        identity = features if self.downsample is None else self.downsample(features)
+        branch = self.relu(self.bn1(self.conv1(features)))
+        branch = self.relu(self.bn2(self.conv2(branch)))
+        branch = self.bn3(self.conv3(branch))
+        out: Tensor = self.relu(branch + identity)
+        return out
+
+
+class ResNet(nn.Module):
+    """ResNet backbone.
+
+    Stages after the last one asked for are not built.
+
+    Args:
+        spec: shape of the network, for example ``VARIANTS["resnet50"]``.
+        out_indices: stages to hand out, ascending; stage i has stride 4 * 2**i.
+        checkpointing: recompute each block in backward to save memory.
+        frozen_stages: -1 trains all, 0 freezes the stem, k the stem and the first k stages.
+        norm_eval: batch norm keeps its running statistics while training, as published: a batch of
+            six images of one scene is too small for statistics of its own.
+        norm_trainable: whether scale and shift of batch norm train; published v1 models: no.
+
+    Raises:
+        ConfigError: out_indices or frozen_stages is out of range.
+    """
+
+    def __init__(
+        self,
+        spec: ResNetSpec,
+        out_indices: tuple[int, ...] = (0, 1, 2, 3),
+        *,
+        checkpointing: bool = False,
+        frozen_stages: int = -1,
+        norm_eval: bool = True,
+        norm_trainable: bool = False,
+    ) -> None:
+        super().__init__()
+        self.out_indices = check_stages(out_indices, frozen_stages, len(spec.depths))
+        self.out_channels = tuple(spec.stage_channels(i) for i in self.out_indices)
+        self.out_strides = tuple(4 << i for i in self.out_indices)
+        self.checkpointing = checkpointing
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.conv1 = nn.Conv2d(3, spec.stem_channels, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(spec.stem_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self._stages = [f"layer{i + 1}" for i in range(self.out_indices[-1] + 1)]
+        for index, name in enumerate(self._stages):
+            self.add_module(name, _make_stage(spec, index))
+        self._reset_parameters()
+        for norm in self._norms():
+            norm.requires_grad_(norm_trainable)
+        for module in self._frozen():
+            freeze(module)
+
+    def _reset_parameters(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def _norms(self) -> list[nn.BatchNorm2d]:
+        return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    def _frozen(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        stages = [self.get_submodule(name) for name in self._stages[: self.frozen_stages]]
+        return [self.conv1, self.bn1, *stages]
+
+    def train(self, mode: bool = True) -> ResNet:
+        """Switch between training and evaluation; frozen parts (and norms if so set) stay in evaluation."""
+        super().train(mode)
+        for module in [*self._frozen(), *(self._norms() if self.norm_eval else [])]:
+            module.eval()
+        return self
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Compute feature maps.
+
+        Args:
+            images: (N, 3, H, W), normalised, any size.
+
+        Returns:
+            One (N, C_i, ceil(H / stride_i), ceil(W / stride_i)) per entry of ``out_indices``, in
+            channels-last memory.
+        """
+        features = self.conv1(images.contiguous(memory_format=torch.channels_last))
+        features = self.maxpool(self.relu(self.bn1(features)))
+        outputs = []
+        for index, name in enumerate(self._stages):
+            for block in self.get_submodule(name).children():
+                if self.checkpointing and torch.is_grad_enabled():
+                    features = checkpoint(block, features, use_reentrant=False)
+                else:
+                    features = block(features)
+            if index in self.out_indices:
+                outputs.append(features)
+        return outputs
+
+
+def _make_stage(spec: ResNetSpec, index: int) -> nn.Sequential:
+    channels = spec.base_channels << index
+    channels_in = spec.stem_channels if index == 0 else spec.stage_channels(index - 1)
+    stride = 1 if index == 0 else 2
+    blocks = [Bottleneck(channels_in, channels, stride, spec.style)]
+    blocks += [
+        Bottleneck(EXPANSION * channels, channels, 1, spec.style) for _ in range(spec.depths[index] - 1)
+    ]
+    return nn.Sequential(*blocks)
