@@ -121,6 +121,9 @@ class DetectionConfig:
         box_loss_weight: weight of the L1 box loss.
         class_cost_weight: weight of the focal classification cost in matching.
         box_cost_weight: weight of the L1 box cost in matching.
+        unknown_velocity: what a ground-truth box with unknown velocity loses in the box loss: only the
+            'velocity', or the whole 'box' as in the published code.
+        box_loss: 'l1' as in the paper, or 'smooth_l1', for loss and matching cost.
         focal_alpha: focal loss alpha.
         focal_gamma: focal loss gamma.
         code_weights: weight of each of the 10 box-code entries in the box loss.
@@ -146,6 +149,8 @@ class DetectionConfig:
     box_loss_weight: float = 0.25
     class_cost_weight: float = 2.0
     box_cost_weight: float = 0.25
+    unknown_velocity: Literal["velocity", "box"] = "velocity"
+    box_loss: Literal["l1", "smooth_l1"] = "l1"
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
     code_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
@@ -206,7 +211,9 @@ class ModelConfig:
             )
         for name, heads in (("bev.heads", self.bev.heads), ("detection.heads", self.detection.heads)):
             if self.bev.channels % heads:
-                raise ConfigError(f"bev.channels ({self.bev.channels}) must be a multiple of {name} ({heads})")
+                raise ConfigError(
+                    f"bev.channels ({self.bev.channels}) must be a multiple of {name} ({heads})"
+                )
         unknown = [c for c in self.segmentation.classes if c not in SEGMENTATION_CLASSES]
         if unknown:
             raise ConfigError(
@@ -228,10 +235,21 @@ class DataConfig:
             width and cropped at the top or padded at the bottom.
         bev_frame: 'ego' (x forward, y left), or 'lidar' (x right, y forward) for published weights.
         history: earlier key frames in a training queue.
+        history_sampling: 'consecutive' takes the key frames just before the current one; 'drop_one' takes
+            one more and leaves a random one out, as the published v1 training does.
         workers: loader processes; 0 loads in the training process.
         bad_samples: 'stop' at a sample that cannot be read, or 'skip' it, count and report it.
         image_mean: RGB mean subtracted from pixels in 0 to 255.
         image_std: RGB deviation pixels are divided by.
+        channel_order: order of the network's input channels; 'bgr' for published caffe-style weights
+            (image_mean and image_std are given as RGB all the same).
+        image_transform: 'fast' decodes at reduced scale where it can, resizes, then normalises;
+            'published' normalises at full size, then resizes and pads at the bottom and the right.
+        min_points: annotations with fewer lidar plus radar points are no ground truth; 0 keeps all.
+        can_bus: 'exact' takes the CAN-bus messages, or their equivalent from ego poses where a scene has
+            none; 'published' repeats what the published v1 weights were trained with: zeros where there
+            are none, and the quaternion's w in all four orientation slots.
+        divider_width_m: width that road and lane dividers are drawn with in the BEV segmentation.
     """
 
     root: str = "data/nuscenes"
@@ -242,10 +260,16 @@ class DataConfig:
     image_size: tuple[int, int] = (448, 800)
     bev_frame: Literal["ego", "lidar"] = "ego"
     history: int = 0
+    history_sampling: Literal["consecutive", "drop_one"] = "consecutive"
     workers: int = 2
     bad_samples: Literal["stop", "skip"] = "stop"
     image_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     image_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    image_transform: Literal["fast", "published"] = "fast"
+    min_points: int = 1
+    can_bus: Literal["exact", "published"] = "exact"
+    divider_width_m: float = 1.0
 
 
 @dataclass
@@ -294,9 +318,12 @@ class TrainingConfig:
         nodes: machines.
         strategy: Lightning strategy; auto, ddp, ...
         accelerator: auto, cpu or gpu.
-        checkpoint_every: steps between checkpoints.
+        initial_weights: weights.safetensors or checkpoint of the whole model to start from.
+        checkpoint_every: steps between checkpoints; the last step always has one.
+        keep_checkpoints: so many newest checkpoints stay on disk; 0 keeps all.
         validate_every: steps between evaluations on val_split; 0 evaluates only at the end.
         log_every: steps between log lines.
+        tensorboard: write TensorBoard logs beside the CSV ones, if tensorboard is installed.
     """
 
     steps: int = 1000
@@ -315,9 +342,30 @@ class TrainingConfig:
     nodes: int = 1
     strategy: str = "auto"
     accelerator: str = "auto"
+    initial_weights: str | None = None
     checkpoint_every: int = 500
+    keep_checkpoints: int = 3
     validate_every: int = 0
     log_every: int = 10
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "devices",
+            "nodes",
+            "checkpoint_every",
+            "log_every",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup_steps", "validate_every", "keep_checkpoints", "seed", "gradient_clip"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"training.{name} must not be negative, got {getattr(self, name)}")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ConfigError(f"training.ema_decay must lie in [0, 1), got {self.ema_decay}")
 
 
 @dataclass

@@ -154,9 +154,7 @@ def planar_pose(x_m: float, y_m: float, yaw_rad: float) -> Tensor:
         (4, 4) float64.
     """
     c, s = math.cos(yaw_rad), math.sin(yaw_rad)
-    return torch.tensor(
-        [[c, -s, 0, x_m], [s, c, 0, y_m], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.float64
-    )
+    return torch.tensor([[c, -s, 0, x_m], [s, c, 0, y_m], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.float64)
 
 
 def yaw_of(a_to_b: Tensor) -> Tensor:

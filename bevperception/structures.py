@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -165,6 +165,19 @@ class Targets(_Movable):
     segmentation_present: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that could not be read and was skipped.
+
+    Attributes:
+        token: nuScenes sample token.
+        reason: what was wrong, in one to three lines.
+    """
+
+    token: str
+    reason: str
+
+
 @dataclass
 class Batch(_Movable):
     """A training or evaluation batch: a queue of frames and the ground truth of the newest.
@@ -177,6 +190,7 @@ class Batch(_Movable):
         targets: ground truth of the current frame; None when predicting without labels.
         tokens: B nuScenes sample tokens of the current frame.
         scene_tokens: B scene tokens, which tell a streaming evaluation where memory starts anew.
+        skipped: samples that were to be in this batch and could not be read.
     """
 
     history: list[CameraFrames]
@@ -185,6 +199,7 @@ class Batch(_Movable):
     targets: Targets | None
     tokens: list[str]
     scene_tokens: list[str]
+    skipped: list[BadSample] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -1,0 +1,194 @@
+"""The BEV encoder: temporal self-attention, spatial cross-attention and feed-forward, L times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bevperception.models.bev.deformable import SpatialShapes
+from bevperception.models.bev.grid import pillar_reference_points, plane_reference_points
+from bevperception.models.bev.spatial_attention import (
+    SpatialCrossAttention,
+    find_hits,
+    project_pillars,
+)
+from bevperception.models.bev.temporal_attention import TemporalSelfAttention
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a ReLU between, and the residual sum.
+
+    Args:
+        channels: width outside.
+        hidden: width inside.
+        dropout: after each linear layer.
+    """
+
+    def __init__(self, channels: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(channels, hidden)
+        self.linear2 = nn.Linear(hidden, channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels) to the same shape."""
+        return x + self.dropout(self.linear2(self.dropout(torch.relu(self.linear1(x)))))
+
+
+class BEVEncoderLayer(nn.Module):
+    """One layer of :class:`BEVEncoder`; post-norm as in the paper.
+
+    Args:
+        channels, heads: width and attention heads.
+        temporal_points, spatial_points: sampling points of the two attentions.
+        levels: image feature levels.
+        feedforward_channels: hidden width of the feed-forward part.
+        dropout: in all three parts.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        temporal_points: int,
+        spatial_points: int,
+        levels: int,
+        feedforward_channels: int,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.temporal_attention = TemporalSelfAttention(channels, heads, temporal_points, dropout=dropout)
+        self.norm1 = nn.LayerNorm(channels)
+        self.spatial_attention = SpatialCrossAttention(channels, heads, spatial_points, levels, dropout)
+        self.norm2 = nn.LayerNorm(channels)
+        self.feed_forward = FeedForward(channels, feedforward_channels, dropout)
+        self.norm3 = nn.LayerNorm(channels)
+
+
+@dataclass(frozen=True)
+class PreviousBEV:
+    """The earlier BEV, brought into the current frame.
+
+    Attributes:
+        features: (B, rows * columns, C).
+        shift: (B, 2) added to the reference points of the earlier half, (x, y) as fractions of the
+            BEV; zeros unless the alignment leaves the translation to it.
+        valid: (B,) bool, False for samples without history.
+    """
+
+    features: Tensor
+    shift: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class CameraFeatures:
+    """Image features of all cameras and how they were taken.
+
+    Attributes:
+        value: (B, N, sum(h * w), C), levels concatenated.
+        spatial_shapes: (h, w) of the levels.
+        bev_to_image: (B, N, 4, 4).
+        image_size: (height, width) in pixels.
+        camera_mask: (B, N) bool or None.
+    """
+
+    value: Tensor
+    spatial_shapes: SpatialShapes
+    bev_to_image: Tensor
+    image_size: tuple[int, int]
+    camera_mask: Tensor | None = None
+
+
+class BEVEncoder(nn.Module):
+    """From BEV queries and image features to BEV features (BEVFormer, section 3.2).
+
+    As in the published code, where there is an earlier BEV every layer's temporal attention looks at
+    (earlier BEV, queries as given to the encoder); where there is none, at the running query twice.
+
+    Args:
+        layers: the encoder's layers.
+        rows, columns: size of the BEV grid.
+        bev_range_m: (x_min, y_min, z_min, x_max, y_max, z_max) metres, BEV frame.
+        pillar_points: points D a pillar.
+    """
+
+    pillar_points_m: Tensor
+    plane_points: Tensor
+
+    def __init__(
+        self,
+        layers: list[BEVEncoderLayer],
+        rows: int,
+        columns: int,
+        bev_range_m: tuple[float, float, float, float, float, float],
+        pillar_points: int,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.rows, self.columns = rows, columns
+        low = torch.tensor(bev_range_m[:3], dtype=torch.float64)
+        high = torch.tensor(bev_range_m[3:], dtype=torch.float64)
+        height_m = bev_range_m[5] - bev_range_m[2]
+        pillars = pillar_reference_points(rows, columns, height_m, pillar_points)
+        # float64, and no part of the weights: where points fall must not depend on training's precision.
+        self.register_buffer("pillar_points_m", pillars * (high - low) + low, persistent=False)
+        self.register_buffer("plane_points", plane_reference_points(rows, columns), persistent=False)
+
+    def _apply(self, fn: object, recurse: bool = True) -> BEVEncoder:  # type: ignore[override]
+        """Keep the geometry in float64 when the module is cast to another dtype."""
+        pillars, plane = self.pillar_points_m, self.plane_points
+        super()._apply(fn, recurse)  # type: ignore[arg-type]
+        self.pillar_points_m = pillars.to(self.pillar_points_m.device)
+        self.plane_points = plane.to(self.plane_points.device)
+        return self
+
+    def forward(
+        self,
+        queries: Tensor,
+        position: Tensor,
+        cameras: CameraFeatures,
+        previous: PreviousBEV | None = None,
+    ) -> Tensor:
+        """Encode one frame.
+
+        Args:
+            queries: (B, rows * columns, C) BEV queries.
+            position: (B or 1, rows * columns, C) positional encoding.
+            cameras: image features and projection.
+            previous: earlier BEV or None.
+
+        Returns:
+            (B, rows * columns, C) BEV features.
+        """
+        points, visible = project_pillars(self.pillar_points_m, cameras.bev_to_image, cameras.image_size)
+        hits = find_hits(points, visible, cameras.camera_mask, queries.dtype)
+        plane = self.plane_points.to(queries.dtype)
+        shift = queries.new_zeros(queries.shape[0], 2)
+        if previous is not None:
+            shift = torch.where(previous.valid[:, None], previous.shift.to(queries.dtype), shift)
+        halves = torch.stack((plane + shift[:, None], plane.expand(queries.shape[0], -1, -1)), dim=1)
+        x = queries
+        for layer in self.layers:
+            x = layer.temporal_attention(
+                x,
+                position,
+                _temporal_value(x, queries, previous),
+                halves[:, :, :, None],
+                [(self.rows, self.columns)],
+            )
+            x = layer.norm1(x)
+            x = layer.spatial_attention(x, cameras.value, cameras.spatial_shapes, hits)
+            x = layer.norm3(layer.feed_forward(layer.norm2(x)))
+        return x
+
+
+def _temporal_value(running: Tensor, initial: Tensor, previous: PreviousBEV | None) -> Tensor:
+    """(B, 2, Q, C): what temporal self-attention looks at, sample by sample."""
+    alone = torch.stack((running, running), dim=1)
+    if previous is None:
+        return alone
+    pair = torch.stack((previous.features.to(initial.dtype), initial), dim=1)
+    return torch.where(previous.valid[:, None, None, None], pair, alone)

@@ -1,0 +1,164 @@
+"""Bringing an earlier BEV into the current frame by ego motion.
+
+Two alignments: :func:`warp_bev` samples the earlier map bilinearly with the full planar motion;
+:func:`rotate_bev` and :func:`published_shift` do what the published v1 checkpoints were trained with.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bevperception.geometry import BEVGrid
+
+_SNAP = 2.0**20
+"""Sampling positions are rounded to 1/_SNAP of a cell, so that no motion samples cells exactly."""
+
+
+def cells_in_previous(grid: BEVGrid, bev_to_global: Tensor, previous_bev_to_global: Tensor) -> Tensor:
+    """Where the current cells' centres lie in the earlier map.
+
+    Args:
+        grid: of both maps.
+        bev_to_global: (B, 4, 4) of the current frame, float64; any invertible matrix, so BEV frames
+            that augmentation turned, scaled or mirrored are right too.
+        previous_bev_to_global: (B, 4, 4) of the earlier frame.
+
+    Returns:
+        (B, rows, columns, 2) continuous (column, row) in the earlier map, float64.
+    """
+    current_to_previous = torch.linalg.solve(previous_bev_to_global.double(), bev_to_global.double())
+    centres = grid.cell_centres().to(bev_to_global.device)
+    planar = current_to_previous[:, None, None, :2, :2]
+    moved = (planar @ centres[..., None]).squeeze(-1) + current_to_previous[:, None, None, :2, 3]
+    return (grid.to_cells(moved) * _SNAP).round() / _SNAP
+
+
+def sample_bilinear(features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Bilinear samples of maps at continuous cells; zeros come in from outside.
+
+    A sample that falls on a cell's centre returns that cell bit for bit.
+
+    Args:
+        features: (B, C, rows, columns).
+        cells: (B, h, w, 2) continuous (column, row), the centre of the first cell at (0, 0).
+
+    Returns:
+        samples (B, C, h, w), and coverage (B, h, w) in [0, 1]: how much of each sample's weight lies
+        inside the map.
+    """
+    batch, channels, rows, columns = features.shape
+    height, width = cells.shape[1:3]
+    flat = features.flatten(2)
+    low = cells.floor()
+    fraction = cells - low
+    samples = features.new_zeros(batch, channels, height, width)
+    coverage = features.new_zeros(batch, height, width)
+    for dx in (0, 1):
+        for dy in (0, 1):
+            column, row = low[..., 0] + dx, low[..., 1] + dy
+            inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
+            weight_x = fraction[..., 0] if dx else 1 - fraction[..., 0]
+            weight_y = fraction[..., 1] if dy else 1 - fraction[..., 1]
+            weight = (weight_x * weight_y * inside).to(features.dtype)
+            index = row.clamp(0, rows - 1) * columns + column.clamp(0, columns - 1)
+            index = index.long().flatten(1)[:, None].expand(-1, channels, -1)
+            corner = flat.gather(2, index).view(batch, channels, height, width)
+            samples = samples + corner * weight[:, None]
+            coverage = coverage + weight
+    return samples, coverage
+
+
+def warp_bev(
+    features: Tensor, grid: BEVGrid, bev_to_global: Tensor, previous_bev_to_global: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Earlier BEV features in the current frame, with the full planar motion.
+
+    Args:
+        features: (B, C, rows, columns) of the earlier frame.
+        grid: of both frames.
+        bev_to_global, previous_bev_to_global: (B, 4, 4) float64.
+
+    Returns:
+        features (B, C, rows, columns) and coverage (B, rows, columns), see :func:`sample_bilinear`.
+    """
+    return sample_bilinear(features, cells_in_previous(grid, bev_to_global, previous_bev_to_global))
+
+
+def rotate_bev(features: Tensor, angle_deg: Tensor, center: tuple[float, float]) -> Tensor:
+    """Turn maps about a point, nearest cell, zeros from outside (torchvision's ``rotate``).
+
+    Args:
+        features: (B, C, rows, columns).
+        angle_deg: (B,) degrees, counter-clockwise as displayed with row 0 at the top.
+        center: (column, row) measured from the upper left corner of the map, in cells.
+
+    Returns:
+        (B, C, rows, columns).
+    """
+    _, _, rows, columns = features.shape
+    dtype, device = features.dtype, features.device
+    # Pixel centres relative to the middle of the map; the matrix maps outputs to inputs.
+    x = torch.arange(columns, dtype=dtype, device=device) + 0.5 - columns * 0.5
+    y = torch.arange(rows, dtype=dtype, device=device) + 0.5 - rows * 0.5
+    center_x, center_y = center[0] - columns * 0.5, center[1] - rows * 0.5
+    grids = []
+    for angle in angle_deg.double().tolist():
+        c, s = math.cos(math.radians(-angle)), math.sin(math.radians(-angle))
+        theta = torch.tensor(
+            [
+                [c, s, center_x - c * center_x - s * center_y],
+                [-s, c, center_y + s * center_x - c * center_y],
+            ],
+            dtype=dtype,
+            device=device,
+        ) / torch.tensor([[0.5 * columns], [0.5 * rows]], dtype=dtype, device=device)
+        gx = theta[0, 0] * x[None, :] + theta[0, 1] * y[:, None] + theta[0, 2]
+        gy = theta[1, 0] * x[None, :] + theta[1, 1] * y[:, None] + theta[1, 2]
+        grids.append(torch.stack((gx, gy), -1))
+    return functional.grid_sample(
+        features, torch.stack(grids), mode="nearest", padding_mode="zeros", align_corners=False
+    )
+
+
+def published_shift(relative_can_bus: Tensor, grid: BEVGrid) -> Tensor:
+    """How far the earlier BEV's reference points move, as the published v1 computes it.
+
+    Args:
+        relative_can_bus: (B, 18): ``[:2]`` the ego's displacement in metres, global frame, and ``[-2]``
+            its yaw in radians (see ``bevperception.can_bus.relative_can_bus``).
+        grid: BEV grid in the lidar frame (y forward).
+
+    Returns:
+        (B, 2) (x, y) as fractions of the BEV.
+    """
+    dx, dy = relative_can_bus[:, 0], relative_can_bus[:, 1]
+    bev_angle = relative_can_bus[:, -2] - torch.atan2(dy, dx)
+    distance = torch.sqrt(dx * dx + dy * dy)
+    shift_y = distance * torch.cos(bev_angle) / grid.cell_y_m / grid.rows
+    shift_x = distance * torch.sin(bev_angle) / grid.cell_x_m / grid.columns
+    return torch.stack((shift_x, shift_y), dim=-1)
+
+
+class CanBusEmbedding(nn.Module):
+    """The published models' embedding of the 18-number CAN-bus vector, added to every BEV query.
+
+    Args:
+        channels: width of the BEV queries.
+        norm: LayerNorm on the result.
+    """
+
+    def __init__(self, channels: int, norm: bool = True) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(18, channels // 2)
+        self.linear2 = nn.Linear(channels // 2, channels)
+        self.norm = nn.LayerNorm(channels) if norm else nn.Identity()
+
+    def forward(self, relative_can_bus: Tensor) -> Tensor:
+        """(B, 18) to (B, channels); raw values, not normalised."""
+        hidden = torch.relu(self.linear1(relative_can_bus))
+        embedded: Tensor = self.norm(torch.relu(self.linear2(hidden)))
+        return embedded

@@ -1,0 +1,251 @@
+"""The whole model, top to bottom: images in, BEV features, boxes and segmentation out.
+
+BEVFormer (Li et al., ECCV 2022). The model keeps no hidden state: what it remembers goes out as
+:class:`~bevperception.structures.BEVMemory` and comes back in with the next frame.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bevperception.config import DetectionConfig, ModelConfig, SegmentationConfig
+from bevperception.models.backbones import build_backbone
+from bevperception.models.bev.encoder import BEVEncoder, BEVEncoderLayer
+from bevperception.models.bev.grid import LearnedPositionalEncoding
+from bevperception.models.bev.transformer import BEVTransformer
+from bevperception.models.heads.box_code import BoxCodec
+from bevperception.models.heads.decoder import DecoderLayer, DetectionDecoder
+from bevperception.models.heads.detection import DetectionHead, decode_detections
+from bevperception.models.heads.segmentation import SegmentationHead
+from bevperception.models.losses import DetectionLoss, ReduceMean, SegmentationLoss
+from bevperception.models.necks import FPN
+from bevperception.structures import (
+    BEVMemory,
+    Boxes3D,
+    CameraFrames,
+    ModelOutputs,
+    Targets,
+)
+from bevperception.taxonomy import DETECTION_CLASSES
+
+
+class BEVFormer(nn.Module):
+    """BEVFormer v1 with a detection head, a segmentation head or both.
+
+    Args:
+        config: see :class:`bevperception.config.ModelConfig`.
+
+    Raises:
+        ConfigError: if the configuration names an unknown part.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        bev = config.bev
+        self.config = config
+        self.grid = bev.grid
+        self.backbone = build_backbone(config.backbone)
+        self.neck = FPN(self.backbone.out_channels, bev.channels, config.neck.levels)
+        self.bev_queries = nn.Embedding(bev.rows * bev.columns, bev.channels)
+        self.bev_position = LearnedPositionalEncoding(bev.channels, bev.rows, bev.columns)
+        self.bev_transformer = build_bev_transformer(config)
+        self.detection = build_detection_head(config) if config.detection.enabled else None
+        self.segmentation = build_segmentation_head(config) if config.segmentation.enabled else None
+        self.codec = BoxCodec(config.detection.yaw_convention)
+
+    def forward(
+        self, frames: CameraFrames, memory: BEVMemory | None = None
+    ) -> tuple[ModelOutputs, BEVMemory]:
+        """Perceive one frame.
+
+        Args:
+            frames: images and calibration of B vehicles at one instant.
+            memory: what the call on the frame before returned; None starts a sequence.
+
+        Returns:
+            outputs, and the memory for the next frame. The memory carries gradients; detach it
+            (``memory.detach()``) to train through the current frame only.
+        """
+        bev = self.encode(self.image_features(frames), frames, memory)
+        outputs = ModelOutputs(
+            bev=bev,
+            detection=None if self.detection is None else self.detection(bev),
+            segmentation_logits=None if self.segmentation is None else self.segmentation(bev),
+        )
+        return outputs, self.remember(bev, frames)
+
+    def image_features(self, frames: CameraFrames) -> list[Tensor]:
+        """Backbone and neck over the cameras that are there.
+
+        A missing camera's pixels are never looked at; its features are zeros.
+
+        Args:
+            frames: images (B, N, 3, H, W).
+
+        Returns:
+            per level (B, N, C, h, w).
+        """
+        batch, cameras = frames.images.shape[:2]
+        images = frames.images.flatten(0, 1)
+        mask = frames.camera_mask
+        if mask is None or bool(mask.all()):
+            return [f.unflatten(0, (batch, cameras)) for f in self.neck(self.backbone(images))]
+        present = mask.flatten().nonzero().squeeze(-1)
+        if not present.numel():
+            # Shapes and device still come from a forward; nothing of its values is used.
+            blank = self.neck(self.backbone(torch.zeros_like(images[:1])))
+            return [
+                torch.zeros_like(f).expand(batch * cameras, -1, -1, -1).unflatten(0, (batch, -1))
+                for f in blank
+            ]
+        maps = self.neck(self.backbone(images[present]))
+        full = [f.new_zeros(batch * cameras, *f.shape[1:]).index_copy(0, present, f) for f in maps]
+        return [f.unflatten(0, (batch, cameras)) for f in full]
+
+    def encode(self, features: list[Tensor], frames: CameraFrames, memory: BEVMemory | None) -> Tensor:
+        """BEV features of one frame.
+
+        Args:
+            features: per level (B, N, C, h, w).
+            frames: calibration and poses.
+            memory: of the frame before, or None.
+
+        Returns:
+            (B, C, rows, columns).
+        """
+        position = self.bev_position(self.grid.rows, self.grid.columns)
+        tokens = self.bev_transformer(features, frames, self.bev_queries.weight, position, memory)
+        return tokens.transpose(1, 2).unflatten(2, (self.grid.rows, self.grid.columns))
+
+    def remember(self, bev: Tensor, frames: CameraFrames) -> BEVMemory:
+        """The memory that the next frame needs.
+
+        Args:
+            bev: (B, C, rows, columns) of this frame.
+            frames: this frame's poses and times.
+        """
+        valid = torch.ones(frames.batch_size, dtype=torch.bool, device=bev.device)
+        return BEVMemory(bev, frames.bev_to_global, frames.timestamps_s, valid, frames.can_bus)
+
+    def losses(
+        self, outputs: ModelOutputs, targets: Targets, reduce_mean: ReduceMean = lambda x: x
+    ) -> dict[str, Tensor]:
+        """Weighted losses by name; their sum is what training minimises.
+
+        Args:
+            outputs: of :meth:`forward`.
+            targets: ground truth of the same frame.
+            reduce_mean: mean of a scalar tensor over processes, for losses that do not depend on how
+                a global batch is split.
+
+        Raises:
+            ValueError: if a segmentation head is to be trained without segmentation targets.
+        """
+        losses: dict[str, Tensor] = {}
+        if outputs.detection is not None:
+            found = build_detection_loss(self.config.detection)(outputs.detection, targets.boxes, reduce_mean)
+            losses |= {f"detection.{name}": value for name, value in found.items()}
+        if outputs.segmentation_logits is not None:
+            if targets.segmentation is None or targets.segmentation_present is None:
+                raise ValueError("the model has a segmentation head but the targets hold no segmentation")
+            found = build_segmentation_loss(self.config.segmentation)(
+                outputs.segmentation_logits, targets.segmentation, targets.segmentation_present, reduce_mean
+            )
+            losses |= {f"segmentation.{name}": value for name, value in found.items()}
+        return losses
+
+    def decode(self, outputs: ModelOutputs) -> list[Boxes3D]:
+        """Boxes of every sample in the BEV frame, best first; empty sets without a detection head.
+
+        Args:
+            outputs: of :meth:`forward`.
+        """
+        if outputs.detection is None:
+            empty = outputs.bev.new_zeros(0)
+            return [Boxes3D(empty.view(0, 9), empty.long(), empty) for _ in range(outputs.bev.shape[0])]
+        settings = self.config.detection
+        logits, codes = outputs.detection.class_logits[-1].float(), outputs.detection.box_codes[-1].float()
+        return [
+            decode_detections(logits[b], codes[b], self.codec, settings.max_boxes, settings.score_range_m)
+            for b in range(logits.shape[0])
+        ]
+
+
+def _range_m(config: ModelConfig) -> tuple[float, float, float, float, float, float]:
+    (x0, x1), (y0, y1), (z0, z1) = config.bev.x_range_m, config.bev.y_range_m, config.bev.z_range_m
+    return (x0, y0, z0, x1, y1, z1)
+
+
+def build_bev_transformer(config: ModelConfig) -> BEVTransformer:
+    """The part between image features and BEV features."""
+    bev, levels = config.bev, config.neck.levels
+    layers = [
+        BEVEncoderLayer(
+            bev.channels,
+            bev.heads,
+            bev.temporal_points,
+            bev.spatial_points,
+            levels,
+            bev.feedforward_channels,
+            bev.dropout,
+        )
+        for _ in range(bev.layers)
+    ]
+    return BEVTransformer(
+        BEVEncoder(layers, bev.rows, bev.columns, _range_m(config), bev.pillar_points),
+        bev.grid,
+        bev.channels,
+        bev.feature_levels_embedding or levels,
+        bev.camera_embedding,
+        bev.can_bus,
+        alignment=bev.alignment,
+        rotate_center=bev.rotate_center,
+    )
+
+
+def build_detection_head(config: ModelConfig) -> DetectionHead:
+    """Decoder and detection head."""
+    bev, detection = config.bev, config.detection
+    layers = [
+        DecoderLayer(bev.channels, detection.heads, detection.points, bev.feedforward_channels, bev.dropout)
+        for _ in range(detection.layers)
+    ]
+    return DetectionHead(
+        DetectionDecoder(layers),
+        bev.channels,
+        len(DETECTION_CLASSES),
+        detection.queries,
+        detection.hidden_layers,
+        _range_m(config),
+    )
+
+
+def build_segmentation_head(config: ModelConfig) -> SegmentationHead:
+    """Segmentation head on its own grid."""
+    head = config.segmentation
+    return SegmentationHead(
+        config.bev.channels, head.channels, head.blocks, len(head.classes), config.bev.grid, head.grid
+    )
+
+
+def build_detection_loss(config: DetectionConfig) -> DetectionLoss:
+    """Loss of the detection head from its settings."""
+    return DetectionLoss(
+        BoxCodec(config.yaw_convention),
+        config.class_loss_weight,
+        config.box_loss_weight,
+        config.class_cost_weight,
+        config.box_cost_weight,
+        config.code_weights,
+        config.focal_alpha,
+        config.focal_gamma,
+        smooth=config.box_loss == "smooth_l1",
+        smooth_cost=config.box_loss == "smooth_l1",
+        keep_unknown_velocity=config.unknown_velocity == "velocity",
+    )
+
+
+def build_segmentation_loss(config: SegmentationConfig) -> SegmentationLoss:
+    """Loss of the segmentation head from its settings."""
+    return SegmentationLoss(config.focal_weight, config.dice_weight, config.focal_alpha, config.focal_gamma)
