@@ -1,0 +1,368 @@
+"""Configuration files and command lines: YAML with ``base:`` and dotted overrides into typed fields.
+
+``load_config`` reads a file for library callers; :class:`ConfigParser` is the command line of every
+tool that needs an experiment: ``--config configs/x.yaml --training.steps 200 --data.root /data``.
+Types, help texts and conversions are jsonargparse's over the dataclasses of ``bevperception.config``;
+what is added here is the merging of base files and messages of one to three lines that say which key
+of which file is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from bevperception.config import ExperimentConfig
+from bevperception.errors import ConfigError
+
+BASE_KEY = "base"
+COMMAND_LINE = "command line"
+
+
+@dataclass
+class ConfigSource:
+    """Values of a configuration before they are typed, and where each came from.
+
+    Args:
+        values: nested mapping as read; only the keys that some file sets.
+        origin: dotted key to the name of the file that set it.
+        name: what messages call the whole when no key is known.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+    name: str = "defaults"
+
+
+def load_config(path: str | Path | None, overrides: Mapping[str, object] | None = None) -> ExperimentConfig:
+    """Read a configuration file, its base files and overrides.
+
+    Args:
+        path: YAML file; None starts from the defaults.
+        overrides: dotted key to value, for example ``{"training.steps": 200}``; these win.
+
+    Raises:
+        ConfigError: a file is missing, is not YAML or names a base that leads back to itself; a key is
+            unknown; a value has the wrong type; settings contradict each other.
+    """
+    source = ConfigSource() if path is None else read_config_files(path)
+    for key, value in (overrides or {}).items():
+        _merge(source, _nest(key, value), "overrides")
+    return typed_config(source)
+
+
+def read_config_files(path: str | Path) -> ConfigSource:
+    """Read a YAML file over its base files, depth first: a file's own values win over its bases'.
+
+    Args:
+        path: YAML file; ``base:`` in it names one file or a list of files, relative to itself.
+
+    Raises:
+        ConfigError: as :func:`load_config`, but for types, which are not looked at here.
+    """
+    source = ConfigSource(name=str(path))
+    _read_into(source, Path(path), ())
+    return source
+
+
+def typed_config(source: ConfigSource) -> ExperimentConfig:
+    """Check values against the dataclasses and fill in the defaults.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or a contradiction.
+    """
+    parser = ConfigParser(origin=source)
+    return parser.instantiate_config(parser.parse_values(source))
+
+
+def config_from_dict(values: Mapping[str, Any], name: str) -> ExperimentConfig:
+    """The configuration that :func:`config_to_dict` wrote.
+
+    Args:
+        values: nested mapping.
+        name: what a message calls it, for example the checkpoint's path.
+
+    Raises:
+        ConfigError: it does not fit this version's fields.
+    """
+    source = ConfigSource(name=name)
+    _merge(source, dict(values), name)
+    return typed_config(source)
+
+
+def config_to_dict(config: object) -> dict[str, Any]:
+    """Plain containers of a configuration dataclass: tuples become lists, so YAML and JSON round-trip."""
+    plain = _plain(asdict(config))  # type: ignore[call-overload]
+    assert isinstance(plain, dict)
+    return plain
+
+
+def dump_config(config: ExperimentConfig, path: str | Path) -> None:
+    """Write every value of a configuration as YAML that :func:`load_config` reads back; atomically."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False), encoding="utf-8")
+    temporary.replace(target)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a nested mapping; an empty mapping has none."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+class ConfigParser(ArgumentParser):
+    """A command line whose options are the fields of :class:`ExperimentConfig` and a tool's own.
+
+    Args:
+        description: what the program does, for ``--help``.
+        program: how messages and ``--help`` call it, for example ``tools/train.py``.
+        origin: where values given to :meth:`parse_values` come from, for messages.
+    """
+
+    def __init__(self, description: str = "", program: str = "", origin: ConfigSource | None = None) -> None:
+        super().__init__(
+            prog=program or None,
+            usage=f"{program} --config FILE [--section.key VALUE ...] [options]",
+            description=description,
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
+        self._origin = origin or ConfigSource(name=COMMAND_LINE)
+        self.add_argument(
+            "--config", metavar="FILE", help="YAML file; 'base:' in it names files it builds on"
+        )
+        self.add_class_arguments(ExperimentConfig, None)
+
+    def parse_experiment(
+        self,
+        argv: Sequence[str] | None = None,
+        fallback: Callable[[argparse.Namespace], ConfigSource] | None = None,
+        fallback_options: Sequence[str] = (),
+    ) -> tuple[ExperimentConfig, Namespace]:
+        """Parse a command line over the configuration file that it names.
+
+        Args:
+            argv: arguments; None takes the program's own.
+            fallback: where values come from without ``--config``, for example the configuration inside
+                the weights; called with the ``fallback_options`` found on the command line. None
+                makes ``--config`` mandatory.
+            fallback_options: names without dashes.
+
+        Returns:
+            The typed configuration, and all options (the tool's own among them).
+
+        Raises:
+            ConfigError: as :func:`load_config`; an unknown or incomplete option.
+        """
+        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        for name in ("config", *fallback_options):
+            early.add_argument(f"--{name}", nargs="?")
+        found, rest = early.parse_known_args(argv)
+        asks_for_help = "--help" in rest or "-h" in rest
+        source = ConfigSource()
+        if found.config is not None:
+            source = read_config_files(found.config)
+        elif fallback is not None and not asks_for_help:
+            source = fallback(found)
+        elif not asks_for_help:
+            raise ConfigError("--config FILE is needed: a YAML file such as those in configs/")
+        self._origin = source
+        base_values = self.parse_values(source)
+        self.set_defaults(dict(flatten(_only_sections(base_values.as_dict()))))
+        self._origin = ConfigSource(name=COMMAND_LINE)
+        options = self.parse_args(argv)
+        self._origin = ConfigSource(name=f"{source.name} with the command line")
+        return self.instantiate_config(options), options
+
+    def parse_values(self, source: ConfigSource) -> Namespace:
+        """Check nested values against the fields; see :func:`typed_config`."""
+        self._origin = source
+        _refuse_unknown(source)
+        values: Namespace = self.parse_object(source.values, defaults=True)
+        return values
+
+    def instantiate_config(self, values: Namespace) -> ExperimentConfig:
+        """The dataclasses of checked values.
+
+        Raises:
+            ConfigError: settings that contradict each other.
+        """
+        try:
+            groups = self.instantiate(values)
+        except ConfigError as error:
+            raise ConfigError(f"{self._origin.name}: {error}") from None
+        return ExperimentConfig(**{f.name: groups[f.name] for f in fields(ExperimentConfig)})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Called by jsonargparse for every mistake; turns its message into ours."""
+        raise ConfigError(self._translate(message)) from None
+
+    def _translate(self, message: str) -> str:
+        wrong_type = re.search(r'Parser key "(.+?)":\s+(.*)', message, re.DOTALL)
+        if wrong_type:
+            key, complaint = wrong_type.group(1), " ".join(wrong_type.group(2).split())
+            complaint = re.sub(r"<class '(\w+)'>", r"\1", complaint).replace("typing.", "")
+            complaint = re.sub(r"^Expected an? (.*?)\. Got value: (.*)", r"expected \1, got \2", complaint)
+            where = self._origin.origin.get(key, self._origin.name)
+            hint = ". Write lists as '[a,b]'" if where == COMMAND_LINE and "tuple" in complaint else ""
+            return f"{where}: {key}: {complaint[:300]}{hint}"
+        unknown = re.search(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            name = unknown.group(1)
+            known = [option for action in self._actions for option in action.option_strings]
+            return f"{COMMAND_LINE}: unknown option {name}.{_nearest(name.split('=')[0], known)}"
+        return f"{self._origin.name}: {' '.join(message.split())[:300]}"
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice, of which plain YAML would silently drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_into(source: ConfigSource, path: Path, parents: tuple[Path, ...]) -> None:
+    """Merge a file's bases, then the file itself."""
+    resolved = path.resolve()
+    if resolved in parents:
+        chain = " -> ".join(p.name for p in (*parents, resolved))
+        raise ConfigError(f"{parents[0]}: its base files lead back to themselves: {chain}")
+    values = _read_yaml(path, parents)
+    bases = values.pop(BASE_KEY, None) or []
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str):
+            raise ConfigError(f"{path}: base must be a file name or a list of file names, got {base!r}")
+        _read_into(source, path.parent / base, (*parents, resolved))
+    _merge(source, values, str(path))
+
+
+def _read_yaml(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
+    asked_by = f" (a base of {parents[-1].name})" if parents else ""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {path}{asked_by}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the config file {path}{asked_by} is not UTF-8 text") from None
+    try:
+        values = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {_yaml_problem(error)}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path} must hold sections such as 'training:', got {type(values).__name__}")
+    return values
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+    return place + str(getattr(error, "problem", error))
+
+
+def _merge(source: ConfigSource, values: Mapping[str, Any], origin: str) -> None:
+    """Lay nested values over the source's, section by section; lists are replaced as a whole."""
+
+    def lay(over: Mapping[str, Any], under: dict[str, Any], prefix: str) -> None:
+        for key, value in over.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, Mapping):
+                section = under.get(key)
+                under[key] = section if isinstance(section, dict) else {}
+                lay(value, under[key], f"{name}.")
+            elif value is None and name in _SECTIONS:
+                under.setdefault(key, {})  # a section whose lines are all commented out
+            else:
+                under[key] = value
+            source.origin[name] = origin
+
+    lay(values, source.values, "")
+
+
+def _nest(dotted: str, value: object) -> dict[str, Any]:
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def _refuse_unknown(source: ConfigSource) -> None:
+    """Raise ConfigError at the first key that no dataclass has, or a section that is not a mapping."""
+
+    def look(values: Mapping[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            name = f"{prefix}{key}"
+            where = source.origin.get(name, source.name)
+            if name in _SECTIONS:
+                if not isinstance(value, Mapping):
+                    raise ConfigError(f"{where}: {name} is a section with keys of its own, got {value!r}")
+                look(value, f"{name}.")
+            elif name not in _KEYS:
+                known = [*_KEYS, *_SECTIONS, BASE_KEY]
+                raise ConfigError(f"{where}: unknown key {name}.{_nearest(name, known)}")
+
+    look(source.values, "")
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """' Did you mean ...?' for a key of the same name in another section, else for a similar one."""
+    last = name.rsplit(".", 1)[-1].lstrip("-")
+    found = [k for k in known if k.rsplit(".", 1)[-1].lstrip("-") == last][:1]
+    found = found or difflib.get_close_matches(name, known, 1, 0.6)
+    return f" Did you mean {found[0]}?" if found else " See --help for all of them."
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _only_sections(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration's part of parsed options, without the tool's own."""
+    return {f.name: values[f.name] for f in fields(ExperimentConfig)}
+
+
+def _field_names() -> tuple[frozenset[str], frozenset[str]]:
+    keys: set[str] = set()
+    sections: set[str] = set()
+
+    def walk(instance: object, prefix: str) -> None:
+        for f in fields(instance):  # type: ignore[arg-type]
+            name, value = f"{prefix}{f.name}", getattr(instance, f.name)
+            if is_dataclass(value):
+                sections.add(name)
+                walk(value, f"{name}.")
+            else:
+                keys.add(name)
+
+    walk(ExperimentConfig(), "")
+    return frozenset(keys), frozenset(sections)
+
+
+_KEYS, _SECTIONS = _field_names()
