@@ -54,8 +54,16 @@ class Case:
 
     def load_into(self, module: nn.Module, rename: Callable[[str], str], skip: Iterable[str] = ()) -> None:
         """Load the published parameters under the project's names; every key must be used on both sides."""
-        state = {rename(k): v for k, v in self.parameters().items() if not k.startswith(tuple(skip) or ("\0",))}
+        state = {
+            rename(k): v for k, v in self.parameters().items() if not k.startswith(tuple(skip) or ("\0",))
+        }
         module.to(self.dtype).load_state_dict(state, strict=True)
+
+    def load_into_partial(self, module: nn.Module, missing: set[str]) -> None:
+        """Load parameters of a part of a module; exactly ``missing`` stays as it was."""
+        report = module.to(self.dtype).load_state_dict(self.parameters(), strict=False)
+        assert set(report.missing_keys) == missing, report
+        assert not report.unexpected_keys, report
 
     def check(self, key: str, actual: Tensor) -> None:
         """Compare with an expected array of the same shape."""
