@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+KEYFRAME_VARIABLE = "BEVPERCEPTION_KEYFRAME"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -14,3 +17,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=Path(__file__).parent / "golden" / "cases",
         help="folder of golden cases (NAME.npz) that tests/golden runs; default: the project's own",
     )
+
+
+@pytest.fixture(scope="session")
+def real_keyframe() -> Path:
+    """Root of the real nuScenes key frame (version v1.0-mini, split mini_train); skips without it."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "real_keyframe"
+    root = Path(os.environ.get(KEYFRAME_VARIABLE) or default)
+    if not (root / "v1.0-mini" / "sample.json").is_file():
+        pytest.skip(f"no real key frame at {root}; set {KEYFRAME_VARIABLE} to its folder")
+    return root

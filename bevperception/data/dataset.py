@@ -1,0 +1,213 @@
+"""The training and evaluation data set: queues of frames with ground truth, reproducible to the draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bevperception.config import AugmentationConfig, DataConfig
+from bevperception.data.image_input import ImageInput
+from bevperception.data.images import read_image
+from bevperception.data.nuscenes import NuScenesReader, SampleRecord, projection_matrix
+from bevperception.data.transforms import AugmentationDraw
+from bevperception.errors import DataError, SampleError
+from bevperception.geometry import transform_boxes
+from bevperception.structures import BadSample, Batch, Boxes3D, CameraFrames, Targets, concatenate_frames
+
+
+@dataclass(frozen=True)
+class SkippedBatch:
+    """What a batch becomes when none of its samples could be read; false in a condition.
+
+    Attributes:
+        skipped: all of its samples.
+    """
+
+    skipped: list[BadSample]
+
+    def __len__(self) -> int:
+        return 0
+
+
+class NuScenesDataset(Dataset["Batch | BadSample"]):
+    """Samples of a split, each a batch of one.
+
+    The index of a sample and the number of the draw determine every random choice, so a resumed run and
+    the processes of a distributed one see the samples that an uninterrupted single process sees.
+
+    Args:
+        reader: open tables; may be shared.
+        split: predefined, or named in splits.json.
+        data: image size, history and what to do with bad samples; cameras and frames are the reader's.
+        augmentation: training-time augmentation; None for none.
+        history: earlier key frames in a queue; None takes ``data.history``.
+        seed: of all random choices.
+
+    Attributes:
+        scenes: scenes of the split in order.
+        tokens: sample tokens; the data set's order, scene by scene and in time order within.
+
+    Raises:
+        ConfigError: if no such split exists.
+        DataError: if none of its scenes is in the tables.
+    """
+
+    def __init__(
+        self,
+        reader: NuScenesReader,
+        split: str,
+        data: DataConfig,
+        augmentation: AugmentationConfig | None = None,
+        history: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.reader = reader
+        self.data = data
+        self.augmentation = augmentation
+        self.history = data.history if history is None else history
+        self.seed = seed
+        self.scenes = reader.scenes(split)
+        self.tokens = [token for scene in self.scenes for token in scene.sample_tokens]
+        self._images = ImageInput(data)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Batch | BadSample:
+        """A sample by its index, or by (index, draw).
+
+        Raises:
+            SampleError: if it cannot be read and bad samples are to stop the run.
+        """
+        index, draw = item if isinstance(item, tuple) else (item, 0)
+        if self.data.bad_samples == "stop":
+            return self.load(index, draw)
+        try:
+            return self.load(index, draw)
+        except SampleError as error:
+            return BadSample(error.token, str(error))
+
+    def load(self, index: int, draw: int = 0) -> Batch:
+        """One sample as a batch of one.
+
+        Args:
+            index: position in :attr:`tokens`.
+            draw: number of this draw of the sample, for example the epoch.
+
+        Raises:
+            SampleError: if an image, a calibration or an annotation cannot be used.
+        """
+        token = self.tokens[index]
+        rng = np.random.default_rng((self.seed, draw, index))
+        choice = AugmentationDraw.plain(len(self.data.cameras))
+        if self.augmentation is not None:
+            choice = AugmentationDraw.random(self.augmentation, len(self.data.cameras), rng)
+        sample = self.reader.sample(token)
+        current = self._frames(sample, choice)
+        earlier = self._earlier(token, rng)
+        history = [current if t is None else self._frames(self.reader.sample(t), choice) for t in earlier]
+        return Batch(
+            history=history,
+            history_valid=torch.tensor([[t is not None for t in earlier]], dtype=torch.bool).reshape(1, -1),
+            frames=current,
+            targets=self._targets(sample, choice),
+            tokens=[token],
+            scene_tokens=[sample.scene_token],
+        )
+
+    def _earlier(self, token: str, rng: np.random.Generator) -> list[str | None]:
+        """Tokens of the queue's earlier frames, oldest first; None where the scene has none."""
+        if self.history == 0:
+            return []
+        drop = self.data.history_sampling == "drop_one"
+        wanted = self.history + int(drop)
+        found: list[str | None] = list(self.reader.previous(token, wanted))
+        found += [None] * (wanted - len(found))
+        if drop:
+            del found[int(rng.integers(wanted))]
+        # Missing frames are always the oldest, so that a memory starts once and is not torn.
+        return found[::-1]
+
+    def _frames(self, sample: SampleRecord, choice: AugmentationDraw) -> CameraFrames:
+        width, height = self._images.size
+        # NumPy asks for huge pages where torch does not: some 30 times fewer page faults.
+        images = torch.from_numpy(np.zeros((1, len(sample.cameras), 3, height, width), dtype=np.float32))
+        augmented_to_bev = torch.linalg.inv(choice.bev.matrix())
+        bev_to_global = sample.bev_to_global @ augmented_to_bev
+        projections: list[Tensor] = []
+        for slot, camera in enumerate(sample.cameras):
+            source = (camera.width, camera.height)
+            fit = self._images.plan(source, choice.image)
+            try:
+                image = read_image(camera.path, source, self._images.reduction(fit))
+            except DataError as error:
+                raise SampleError(
+                    f"sample {sample.token}, {camera.channel}: {error}", sample.token
+                ) from error
+            self._images.write(image, fit, images[0, slot], choice.colours[slot])
+            projections.append(fit.matrix() @ projection_matrix(camera, bev_to_global))
+        return CameraFrames(
+            images=images,
+            bev_to_image=torch.stack(projections)[None].float(),
+            bev_to_global=bev_to_global[None],
+            timestamps_s=torch.tensor([sample.timestamp_s], dtype=torch.float64),
+        )
+
+    def _targets(self, sample: SampleRecord, choice: AugmentationDraw) -> Targets:
+        boxes = self.reader.annotations(sample).boxes
+        values = transform_boxes(boxes.values.double(), choice.bev.matrix()).float()
+        return Targets(boxes=[Boxes3D(values, boxes.labels)])
+
+
+def init_worker(worker_id: int) -> None:
+    """For ``DataLoader(worker_init_fn=...)``: one thread a worker, as the workers share the cores."""
+    del worker_id
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def collate(samples: Sequence[Batch | BadSample]) -> Batch | SkippedBatch:
+    """Join samples to a batch; bad ones are left out and named in ``skipped``.
+
+    Args:
+        samples: from :class:`NuScenesDataset`; all with equally long histories.
+
+    Returns:
+        the batch, or a :class:`SkippedBatch` if every sample was bad.
+    """
+    skipped = [s for s in samples if isinstance(s, BadSample)]
+    good = [s for s in samples if isinstance(s, Batch)]
+    for sample in good:
+        skipped.extend(sample.skipped)
+    if not good:
+        return SkippedBatch(skipped)
+    if len(good) == 1:
+        return replace(good[0], skipped=skipped)
+    return Batch(
+        history=[concatenate_frames(column) for column in zip(*(s.history for s in good), strict=True)],
+        history_valid=torch.cat([s.history_valid for s in good]),
+        frames=concatenate_frames([s.frames for s in good]),
+        targets=_join_targets([s.targets for s in good]),
+        tokens=[t for s in good for t in s.tokens],
+        scene_tokens=[t for s in good for t in s.scene_tokens],
+        skipped=skipped,
+    )
+
+
+def _join_targets(targets: Sequence[Targets | None]) -> Targets | None:
+    known = [t for t in targets if t is not None]
+    if len(known) != len(targets):
+        return None
+    maps = [t.segmentation for t in known if t.segmentation is not None]
+    present = [t.segmentation_present for t in known if t.segmentation_present is not None]
+    return Targets(
+        boxes=[boxes for t in known for boxes in t.boxes],
+        segmentation=torch.cat(maps) if maps else None,
+        segmentation_present=torch.cat(present) if present else None,
+    )

@@ -1,0 +1,376 @@
+"""Reading nuScenes-format data over the unmodified devkit.
+
+The reference of a sample is its LIDAR_TOP key frame: the ego pose at that instant defines the BEV frame
+(`ego`, or `lidar` through the sensor's mounting). Every camera has an ego pose of its own, at its own
+time, so motion between the two instants is part of the projection.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nuscenes.eval.detection.utils import category_to_detection_name
+from nuscenes.nuscenes import NuScenes
+from torch import Tensor
+
+from bevperception.config import DataConfig
+from bevperception.data.splits import scenes_of_split
+from bevperception.errors import DataError, SampleError
+from bevperception.geometry import invert_rigid, pose_matrix, rotation_from_quaternion, transform_points
+from bevperception.structures import Boxes3D
+from bevperception.taxonomy import DETECTION_CLASSES
+
+REFERENCE_SENSOR = "LIDAR_TOP"
+"""Its key frame's ego pose is a sample's reference, here and in the devkit's evaluation."""
+
+_CLASS_INDEX = {name: index for index, name in enumerate(DETECTION_CLASSES)}
+
+
+@dataclass(frozen=True)
+class CameraRecord:
+    """One camera of one sample.
+
+    Attributes:
+        channel: for example CAM_FRONT.
+        path: image file.
+        width, height: size of the image file in pixels.
+        timestamp_s: time of exposure.
+        intrinsics: (3, 3) float64 camera frame to pixels of the image file.
+        camera_to_global: (4, 4) float64 at the time of exposure.
+    """
+
+    channel: str
+    path: Path
+    width: int
+    height: int
+    timestamp_s: float
+    intrinsics: Tensor
+    camera_to_global: Tensor
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """One key frame.
+
+    Attributes:
+        token, scene_token: nuScenes tokens.
+        timestamp_s: time of the sample.
+        ego_to_global, bev_to_global: (4, 4) float64 at the time of the LIDAR_TOP key frame.
+        cameras: in the order of the configuration.
+    """
+
+    token: str
+    scene_token: str
+    timestamp_s: float
+    ego_to_global: Tensor
+    bev_to_global: Tensor
+    cameras: tuple[CameraRecord, ...]
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Ground truth of one sample, one entry a box.
+
+    Attributes:
+        boxes: in the BEV frame; velocity NaN where the devkit has none.
+        tokens: annotation tokens.
+        instance_tokens: tokens of the annotated objects, which last over a scene.
+        attributes: nuScenes attribute names, '' where there is none.
+        points: lidar plus radar points inside.
+        visibility: nuScenes visibility level 1 to 4 (40, 60, 80 and 100 % visible at most), 0 if unknown.
+    """
+
+    boxes: Boxes3D
+    tokens: list[str]
+    instance_tokens: list[str]
+    attributes: list[str]
+    points: list[int]
+    visibility: list[int]
+
+
+@dataclass(frozen=True)
+class SceneRecord:
+    """One scene.
+
+    Attributes:
+        token, name: of the scene.
+        location: map name, for example singapore-onenorth.
+        sample_tokens: key frames in time order.
+    """
+
+    token: str
+    name: str
+    location: str
+    sample_tokens: tuple[str, ...]
+
+
+def load_tables(root: Path, version: str) -> NuScenes:
+    """Open a data set with the devkit, saying plainly what is missing.
+
+    Args:
+        root: folder that holds the version's folder, samples/ and maps/.
+        version: for example v1.0-mini.
+
+    Raises:
+        DataError: if the root, the version, a table or a map image is missing or damaged.
+    """
+    if not root.is_dir():
+        raise DataError(f"data root {root} does not exist; set data.root to the folder that holds {version}/")
+    folder = root / version
+    if not folder.is_dir():
+        there = sorted(p.parent.name for p in root.glob("*/sample_data.json"))
+        raise DataError(
+            f"{root} has no version {version!r}; set data.version\n"
+            f"versions there: {', '.join(there) or 'none'}"
+        )
+    try:
+        return NuScenes(version=version, dataroot=str(root), verbose=False)
+    except FileNotFoundError as error:
+        raise DataError(f"the tables of {folder} are incomplete: {error.filename} is missing") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"a table of {folder} is not valid JSON (truncated?): {error}") from error
+    except KeyError as error:
+        raise DataError(f"the tables of {folder} contradict each other: no entry {error}") from error
+    except AssertionError as error:
+        raise DataError(f"the devkit refuses {folder}: {error}") from error
+
+
+class NuScenesReader:
+    """Samples, calibration and annotations of a nuScenes-format data set.
+
+    A reader opens the tables once and looks records up by token; it may be shared by several data sets
+    and is copied to loader processes that are spawned by opening the tables again.
+
+    Args:
+        config: root, version, cameras, bev_frame and min_points are used.
+
+    Attributes:
+        config: as given.
+        root: data root.
+        nusc: the devkit's object.
+
+    Raises:
+        DataError: see :func:`load_tables`.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.root = Path(config.root).expanduser()
+        self.nusc = load_tables(self.root, config.version)
+        self._attribute_names = {record["token"]: record["name"] for record in self.nusc.attribute}
+
+    def __reduce__(self) -> tuple[Callable[[DataConfig], NuScenesReader], tuple[DataConfig]]:
+        return (type(self), (self.config,))
+
+    def scenes(self, split: str) -> list[SceneRecord]:
+        """Scenes of a split that are in the tables, in the tables' order.
+
+        Args:
+            split: predefined, or named in splits.json.
+
+        Raises:
+            ConfigError: if no such split exists.
+            DataError: if none of its scenes is there, or a scene's chain of samples is broken.
+        """
+        names = set(
+            scenes_of_split(
+                split, self.root / self.nusc.version, [scene["name"] for scene in self.nusc.scene]
+            )
+        )
+        return [self._scene(record) for record in self.nusc.scene if record["name"] in names]
+
+    def sample(self, token: str) -> SampleRecord:
+        """Calibration, poses and image files of a sample.
+
+        Args:
+            token: sample token.
+
+        Raises:
+            SampleError: if a sensor's record is missing, or a calibration is singular or not finite.
+        """
+        sample = self._get("sample", token, token)
+        reference = self._sensor_data(sample, REFERENCE_SENSOR)
+        ego_to_global = self._pose("ego_pose", reference["ego_pose_token"], REFERENCE_SENSOR, token)
+        bev_to_global = ego_to_global
+        if self.config.bev_frame == "lidar":
+            mount = reference["calibrated_sensor_token"]
+            bev_to_global = ego_to_global @ self._pose("calibrated_sensor", mount, REFERENCE_SENSOR, token)
+        return SampleRecord(
+            token=token,
+            scene_token=sample["scene_token"],
+            timestamp_s=sample["timestamp"] * 1e-6,
+            ego_to_global=ego_to_global,
+            bev_to_global=bev_to_global,
+            cameras=tuple(self._camera(sample, channel) for channel in self.config.cameras),
+        )
+
+    def annotations(self, sample: SampleRecord) -> Annotations:
+        """Boxes of the ten detection classes with at least ``min_points`` points.
+
+        Args:
+            sample: from :meth:`sample`.
+
+        Returns:
+            boxes in the sample's BEV frame; possibly none.
+
+        Raises:
+            SampleError: if a centre or a size is not finite, or a size is not positive.
+        """
+        rows: list[list[float]] = []
+        records: list[dict[str, Any]] = []
+        for annotation_token in self._get("sample", sample.token, sample.token)["anns"]:
+            record = self._get("sample_annotation", annotation_token, sample.token)
+            points = record["num_lidar_pts"] + record["num_radar_pts"]
+            if category_to_detection_name(record["category_name"]) is None or points < self.config.min_points:
+                continue
+            velocity = self.nusc.box_velocity(annotation_token)
+            rows.append([*record["translation"], *record["size"], *record["rotation"], *velocity])
+            records.append(record)
+        global_rows = torch.tensor(rows, dtype=torch.float64).reshape(-1, 13)
+        _check_boxes(global_rows, records, sample.token)
+        labels = [_CLASS_INDEX[category_to_detection_name(r["category_name"])] for r in records]
+        return Annotations(
+            boxes=Boxes3D(
+                _boxes_in_bev(global_rows, sample.bev_to_global).float(),
+                torch.tensor(labels, dtype=torch.int64),
+            ),
+            tokens=[r["token"] for r in records],
+            instance_tokens=[r["instance_token"] for r in records],
+            attributes=[self._attribute(r) for r in records],
+            points=[r["num_lidar_pts"] + r["num_radar_pts"] for r in records],
+            visibility=[int(r["visibility_token"] or 0) for r in records],
+        )
+
+    def previous(self, token: str, count: int) -> list[str]:
+        """Tokens of up to ``count`` key frames of the same scene before a sample, nearest first."""
+        found: list[str] = []
+        earlier = self._get("sample", token, token)["prev"]
+        while earlier and len(found) < count:
+            found.append(earlier)
+            earlier = self._get("sample", earlier, token)["prev"]
+        return found
+
+    def location(self, scene_token: str) -> str:
+        """Map name of a scene, for example singapore-onenorth."""
+        scene = self.nusc.get("scene", scene_token)
+        return str(self.nusc.get("log", scene["log_token"])["location"])
+
+    def _scene(self, record: dict[str, Any]) -> SceneRecord:
+        tokens: list[str] = []
+        token = record["first_sample_token"]
+        while token:
+            tokens.append(token)
+            if len(tokens) > len(self.nusc.sample):
+                raise DataError(f"the samples of {record['name']} form a circle: sample.json is damaged")
+            token = self._get("sample", token, token)["next"]
+        return SceneRecord(record["token"], record["name"], self.location(record["token"]), tuple(tokens))
+
+    def _get(self, table: str, token: str, sample_token: str) -> dict[str, Any]:
+        try:
+            record: dict[str, Any] = self.nusc.get(table, token)
+        except KeyError as error:
+            raise SampleError(
+                f"sample {sample_token} needs {table} {token}, which {self.root / self.nusc.version} lacks",
+                sample_token,
+            ) from error
+        return record
+
+    def _sensor_data(self, sample: dict[str, Any], channel: str) -> dict[str, Any]:
+        if channel not in sample["data"]:
+            raise SampleError(
+                f"sample {sample['token']} has no key frame of {channel}; it has {', '.join(sample['data'])}",
+                sample["token"],
+            )
+        return self._get("sample_data", sample["data"][channel], sample["token"])
+
+    def _pose(self, table: str, token: str, channel: str, sample_token: str) -> Tensor:
+        record = self._get(table, token, sample_token)
+        rotation = torch.tensor(record["rotation"], dtype=torch.float64)
+        translation = torch.tensor(record["translation"], dtype=torch.float64)
+        if not (rotation.isfinite().all() and translation.isfinite().all() and rotation.norm() > 1e-6):
+            raise SampleError(
+                f"sample {sample_token}, {channel}: {table} {token} is not a rigid transform: rotation "
+                f"{record['rotation']}, translation {record['translation']}",
+                sample_token,
+            )
+        return pose_matrix(translation, rotation)
+
+    def _camera(self, sample: dict[str, Any], channel: str) -> CameraRecord:
+        data = self._sensor_data(sample, channel)
+        mount_token = data["calibrated_sensor_token"]
+        mount = self._get("calibrated_sensor", mount_token, sample["token"])
+        intrinsics = torch.tensor(mount["camera_intrinsic"], dtype=torch.float64)
+        if not is_valid_intrinsics(intrinsics):
+            raise SampleError(
+                f"sample {sample['token']}, {channel}: camera_intrinsic of calibrated_sensor {mount_token} "
+                f"must be a finite invertible 3x3 matrix, got {mount['camera_intrinsic']}",
+                sample["token"],
+            )
+        ego_to_global = self._pose("ego_pose", data["ego_pose_token"], channel, sample["token"])
+        camera_to_ego = self._pose("calibrated_sensor", mount_token, channel, sample["token"])
+        return CameraRecord(
+            channel=channel,
+            path=self.root / data["filename"],
+            width=int(data["width"]),
+            height=int(data["height"]),
+            timestamp_s=data["timestamp"] * 1e-6,
+            intrinsics=intrinsics,
+            camera_to_global=ego_to_global @ camera_to_ego,
+        )
+
+    def _attribute(self, annotation: dict[str, Any]) -> str:
+        tokens = annotation["attribute_tokens"]
+        return str(self._attribute_names[tokens[0]]) if tokens else ""
+
+
+def is_valid_intrinsics(intrinsics: Tensor) -> bool:
+    """Whether a matrix can be a camera's: (3, 3), finite, and invertible beyond rounding."""
+    if tuple(intrinsics.shape) != (3, 3) or not bool(intrinsics.isfinite().all()):
+        return False
+    singular_values = torch.linalg.svdvals(intrinsics)
+    return bool(singular_values[-1] > 1e-9 * singular_values[0])
+
+
+def projection_matrix(camera: CameraRecord, bev_to_global: Tensor) -> Tensor:
+    """``bev_to_image`` for the image file as it is: intrinsics @ global_to_camera @ bev_to_global.
+
+    Args:
+        camera: with its own pose.
+        bev_to_global: (4, 4) float64 of the reference instant.
+
+    Returns:
+        (4, 4) float64 BEV frame to homogeneous pixels of the image file.
+    """
+    intrinsics = torch.eye(4, dtype=torch.float64)
+    intrinsics[:3, :3] = camera.intrinsics
+    return intrinsics @ invert_rigid(camera.camera_to_global) @ bev_to_global
+
+
+def _check_boxes(rows: Tensor, records: list[dict[str, Any]], token: str) -> None:
+    good = rows[:, :10].isfinite().all(-1) & (rows[:, 3:6] > 0).all(-1)
+    for index in torch.nonzero(~good).flatten().tolist():
+        raise SampleError(
+            f"sample {token}: annotation {records[index]['token']} has no usable box: centre "
+            f"{records[index]['translation']}, size {records[index]['size']}, "
+            f"rotation {records[index]['rotation']}",
+            token,
+        )
+
+
+def _boxes_in_bev(rows: Tensor, bev_to_global: Tensor) -> Tensor:
+    """nuScenes rows (centre 3, size w l h, quaternion 4, velocity 3; global) to (n, 9) BEV box rows.
+
+    The full rotation is used: heading and velocity are turned in 3D, then their planar part is kept.
+    """
+    global_to_bev = invert_rigid(bev_to_global)
+    rotation = global_to_bev[:3, :3]
+    centre = transform_points(rows[:, :3], global_to_bev)
+    heading = (rotation @ rotation_from_quaternion(rows[:, 6:10]))[..., 0]
+    yaw = torch.atan2(heading[:, 1], heading[:, 0])
+    velocity = rows[:, 10:13] @ rotation.T
+    return torch.cat((centre, rows[:, [4, 3, 5]], yaw[:, None], velocity[:, :2]), dim=-1)
