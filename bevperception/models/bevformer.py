@@ -115,7 +115,7 @@ class BEVFormer(nn.Module):
             (B, C, rows, columns).
         """
         position = self.bev_position(self.grid.rows, self.grid.columns)
-        tokens = self.bev_transformer(features, frames, self.bev_queries.weight, position, memory)
+        tokens: Tensor = self.bev_transformer(features, frames, self.bev_queries.weight, position, memory)
         return tokens.transpose(1, 2).unflatten(2, (self.grid.rows, self.grid.columns))
 
     def remember(self, bev: Tensor, frames: CameraFrames) -> BEVMemory:

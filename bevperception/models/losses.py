@@ -127,7 +127,7 @@ class DetectionLoss:
     def __call__(
         self, outputs: DetectionOutputs, targets: Sequence[Boxes3D], reduce_mean: ReduceMean
     ) -> dict[str, Tensor]:
-        """Weighted losses by name: ``class`` and ``box`` of the last layer, ``layerK.class`` ... of earlier ones.
+        """Weighted losses: ``class`` and ``box`` of the last layer, ``layerK.class`` ... of earlier ones.
 
         Args:
             outputs: all layers' predictions.

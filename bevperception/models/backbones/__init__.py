@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from bevperception.config import BackboneConfig
 from bevperception.errors import ConfigError
 from bevperception.models.backbones import internimage, resnet
 
 
-def build_backbone(config: BackboneConfig) -> nn.Module:
+def build_backbone(config: BackboneConfig) -> internimage.InternImage | resnet.ResNet:
     """Build an image backbone with random weights.
 
     Args:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from bevperception.models.bev.deformable import SpatialShapes
 from bevperception.models.bev.grid import pillar_reference_points, plane_reference_points
 from bevperception.models.bev.spatial_attention import (
+    CameraHits,
     SpatialCrossAttention,
     find_hits,
     project_pillars,
@@ -34,7 +37,28 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels) to the same shape."""
-        return x + self.dropout(self.linear2(self.dropout(torch.relu(self.linear1(x)))))
+        hidden: Tensor = self.dropout(torch.relu(self.linear1(x)))
+        update: Tensor = self.dropout(self.linear2(hidden))
+        return x + update
+
+
+@dataclass(frozen=True)
+class CameraFeatures:
+    """Image features of all cameras and how they were taken.
+
+    Attributes:
+        value: (B, N, sum(h * w), C), levels concatenated.
+        spatial_shapes: (h, w) of the levels.
+        bev_to_image: (B, N, 4, 4).
+        image_size: (height, width) in pixels.
+        camera_mask: (B, N) bool or None.
+    """
+
+    value: Tensor
+    spatial_shapes: SpatialShapes
+    bev_to_image: Tensor
+    image_size: tuple[int, int]
+    camera_mask: Tensor | None = None
 
 
 class BEVEncoderLayer(nn.Module):
@@ -66,6 +90,35 @@ class BEVEncoderLayer(nn.Module):
         self.feed_forward = FeedForward(channels, feedforward_channels, dropout)
         self.norm3 = nn.LayerNorm(channels)
 
+    def forward(
+        self,
+        query: Tensor,
+        position: Tensor,
+        temporal_value: Tensor,
+        temporal_points: Tensor,
+        grid_shape: tuple[int, int],
+        cameras: CameraFeatures,
+        hits: CameraHits,
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            query: (B, Q, C) running BEV queries.
+            position: (B or 1, Q, C) positional encoding.
+            temporal_value: (B, 2, Q, C), see :class:`TemporalSelfAttention`.
+            temporal_points: (B, 2, Q, 1, 2).
+            grid_shape: (rows, columns) of the BEV grid.
+            cameras: image features.
+            hits: which queries each camera sees.
+
+        Returns:
+            (B, Q, C).
+        """
+        x = self.temporal_attention(query, position, temporal_value, temporal_points, [grid_shape])
+        x = self.spatial_attention(self.norm1(x), cameras.value, cameras.spatial_shapes, hits)
+        encoded: Tensor = self.norm3(self.feed_forward(self.norm2(x)))
+        return encoded
+
 
 @dataclass(frozen=True)
 class PreviousBEV:
@@ -81,25 +134,6 @@ class PreviousBEV:
     features: Tensor
     shift: Tensor
     valid: Tensor
-
-
-@dataclass(frozen=True)
-class CameraFeatures:
-    """Image features of all cameras and how they were taken.
-
-    Attributes:
-        value: (B, N, sum(h * w), C), levels concatenated.
-        spatial_shapes: (h, w) of the levels.
-        bev_to_image: (B, N, 4, 4).
-        image_size: (height, width) in pixels.
-        camera_mask: (B, N) bool or None.
-    """
-
-    value: Tensor
-    spatial_shapes: SpatialShapes
-    bev_to_image: Tensor
-    image_size: tuple[int, int]
-    camera_mask: Tensor | None = None
 
 
 class BEVEncoder(nn.Module):
@@ -137,10 +171,10 @@ class BEVEncoder(nn.Module):
         self.register_buffer("pillar_points_m", pillars * (high - low) + low, persistent=False)
         self.register_buffer("plane_points", plane_reference_points(rows, columns), persistent=False)
 
-    def _apply(self, fn: object, recurse: bool = True) -> BEVEncoder:  # type: ignore[override]
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Keep the geometry in float64 when the module is cast to another dtype."""
         pillars, plane = self.pillar_points_m, self.plane_points
-        super()._apply(fn, recurse)  # type: ignore[arg-type]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.pillar_points_m = pillars.to(self.pillar_points_m.device)
         self.plane_points = plane.to(self.plane_points.device)
         return self
@@ -172,16 +206,8 @@ class BEVEncoder(nn.Module):
         halves = torch.stack((plane + shift[:, None], plane.expand(queries.shape[0], -1, -1)), dim=1)
         x = queries
         for layer in self.layers:
-            x = layer.temporal_attention(
-                x,
-                position,
-                _temporal_value(x, queries, previous),
-                halves[:, :, :, None],
-                [(self.rows, self.columns)],
-            )
-            x = layer.norm1(x)
-            x = layer.spatial_attention(x, cameras.value, cameras.spatial_shapes, hits)
-            x = layer.norm3(layer.feed_forward(layer.norm2(x)))
+            pair = _temporal_value(x, queries, previous)
+            x = layer(x, position, pair, halves[:, :, :, None], (self.rows, self.columns), cameras, hits)
         return x
 
 

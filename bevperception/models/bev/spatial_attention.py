@@ -176,4 +176,5 @@ class SpatialCrossAttention(nn.Module):
             ]
             rows = torch.cat([b * queries + q for b, _, q, _ in hits.pairs])
             slots = slots.index_add(0, rows, torch.cat(attended))
-        return query + self.dropout(self.output_proj(slots.view_as(query) / hits.count))
+        update: Tensor = self.dropout(self.output_proj(slots.view_as(query) / hits.count))
+        return query + update

@@ -75,4 +75,5 @@ class TemporalSelfAttention(nn.Module):
             weights.permute(0, 3, 1, 2, 4, 5).flatten(0, 1),
         )
         mean = sampled.view(batch, QUEUE, queries, channels).mean(1)
-        return query + self.dropout(self.output_proj(mean))
+        update: Tensor = self.dropout(self.output_proj(mean))
+        return query + update

@@ -1,4 +1,4 @@
-"""From image features to BEV features: embeddings, ego-motion alignment and the encoder (PerceptionTransformer)."""
+"""From image features to BEV features: embeddings, ego-motion alignment, encoder (PerceptionTransformer)."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class BEVTransformer(nn.Module):
                 cameras = tokens.shape[1]
                 if cameras > self.camera_embeds.shape[0]:
                     raise ValueError(
-                        f"the model has embeddings for {self.camera_embeds.shape[0]} cameras but got {cameras}; "
-                        "bev.camera_embedding must be at least the number of cameras, or 0"
+                        f"the model has embeddings for {self.camera_embeds.shape[0]} cameras but got "
+                        f"{cameras}; bev.camera_embedding must be at least the number of cameras, or 0"
                     )
                 tokens = tokens + self.camera_embeds[:cameras, None]
             levels.append(tokens + self.level_embeds[level])
@@ -95,7 +95,8 @@ class BEVTransformer(nn.Module):
         """(B, Q, C) BEV queries plus the CAN-bus embedding of (B, 18), if the model has one."""
         if self.can_bus_embedding is None or relative_can is None:
             return queries
-        return queries + self.can_bus_embedding(relative_can.to(queries.dtype))[:, None]
+        embedding: Tensor = self.can_bus_embedding(relative_can.to(queries.dtype))
+        return queries + embedding[:, None]
 
     def published_previous(self, features: Tensor, relative_can: Tensor, valid: Tensor) -> PreviousBEV:
         """The earlier BEV turned (nearest) and its reference points shifted, as published.

@@ -1,4 +1,4 @@
-"""The deformable decoder: object queries attend to each other and to the BEV, refining their boxes layer by layer.
+"""The deformable decoder: object queries attend to each other and to the BEV, refining boxes by layers.
 
 Deformable DETR (Zhu et al., ICLR 2021) with iterative box refinement, as in BEVFormer, section 3.5.
 """
@@ -77,7 +77,8 @@ class DeformableCrossAttention(nn.Module):
             reference_points[:, :, None, :, None, :] + offsets,
             weights,
         )
-        return query + self.dropout(self.output_proj(sampled))
+        update: Tensor = self.dropout(self.output_proj(sampled))
+        return query + update
 
 
 class DecoderLayer(nn.Module):

@@ -64,10 +64,8 @@ def run_tsa(case: Case) -> None:
     names = ["query", "query_pos", "reference_points"] + (["value"] if case.has("in.value") else [])
     inputs = {name: case.input(name) for name in names}
     query = inputs["query"]
-    if "value" in inputs:
-        value = inputs["value"].unflatten(0, (-1, 2))
-    else:
-        value = torch.stack((query, query), dim=1)
+    given = inputs.get("value")
+    value = torch.stack((query, query), dim=1) if given is None else given.unflatten(0, (-1, 2))
     out = module(
         query,
         inputs["query_pos"],
@@ -390,9 +388,10 @@ def run_transformer(case: Case) -> None:
     if previous is not None:
         case.check("out.rotated_prev_bev", previous.features.transpose(0, 1))
         case.check("out.shift", previous.shift)
-    elif cfg["use_shift"]:
+    else:
         relative_can = torch.from_numpy(case.arrays["in.can_bus"].copy())
-        case.check("out.shift", published_shift(relative_can, module.bev_transformer.grid))
+        shift = published_shift(relative_can, module.bev_transformer.grid)
+        case.check("out.shift", shift if cfg["use_shift"] else torch.zeros_like(shift))
     position, content = inputs["object_query_embed"].chunk(2, dim=-1)
     batch = bev.shape[0]
     reference = module.detection.reference_points(position).sigmoid().expand(batch, -1, -1)
