@@ -294,7 +294,7 @@ def test_features_stay_channels_last_in_memory() -> None:
     seen = {}
 
     def hook(name: str):  # type: ignore[no-untyped-def]
-        return lambda _, inputs: seen.setdefault(name, inputs[0].is_contiguous())
+        return lambda _, inputs: seen.update({name: inputs[0].is_contiguous()})
 
     for name, module in model.named_modules():
         # What the output projection gets is laid out by the operator, not here.
