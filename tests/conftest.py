@@ -27,3 +27,15 @@ def real_keyframe() -> Path:
     if not (root / "v1.0-mini" / "sample.json").is_file():
         pytest.skip(f"no real key frame at {root}; set {KEYFRAME_VARIABLE} to its folder")
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_nuscenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of a tiny data set in nuScenes format, written once a session; not to be changed by tests.
+
+    Version ``v1.0-tiny``, splits ``tiny_train`` (2 scenes) and ``tiny_val`` (1 scene) of 4 key frames; see
+    tests/fixtures/tiny_nuscenes.py. A test that damages files writes its own copy.
+    """
+    from tests.fixtures.tiny_nuscenes import write_tiny_nuscenes
+
+    return write_tiny_nuscenes(tmp_path_factory.mktemp("tiny_nuscenes"))
