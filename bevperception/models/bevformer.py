@@ -116,7 +116,8 @@ class BEVFormer(nn.Module):
         """
         position = self.bev_position(self.grid.rows, self.grid.columns)
         tokens: Tensor = self.bev_transformer(features, frames, self.bev_queries.weight, position, memory)
-        return tokens.transpose(1, 2).unflatten(2, (self.grid.rows, self.grid.columns))
+        bev: Tensor = tokens.transpose(1, 2).unflatten(2, (self.grid.rows, self.grid.columns))
+        return bev
 
     def remember(self, bev: Tensor, frames: CameraFrames) -> BEVMemory:
         """The memory that the next frame needs.

@@ -173,14 +173,14 @@ class SegmentationLoss:
             present: (B, classes) bool.
             reduce_mean: over processes.
         """
-        targets = targets.to(logits.dtype)
+        # where, not a product: a class without labels may hold anything, NaN included.
+        targets = torch.where(present[..., None, None], targets, 0).to(logits.dtype)
         pairs = present.to(logits.dtype)
         count = reduce_mean(pairs.sum()).clamp_min(1.0)
         focal = sigmoid_focal_loss(logits, targets, self.alpha, self.gamma).mean((-2, -1))
         p = logits.sigmoid()
         overlap = (p * targets).sum((-2, -1))
         dice = 1 - (2 * overlap + 1) / (p.sum((-2, -1)) + targets.sum((-2, -1)) + 1)
-        # where, not a product: a class without labels may hold anything, NaN included.
         zero = torch.zeros_like(focal)
         return {
             "focal": self.focal_weight * torch.where(present, focal, zero).sum() / count,
