@@ -194,7 +194,7 @@ class NuScenesReader:
             SampleError: if a sensor's record is missing, or a calibration is singular or not finite.
         """
         sample = self._get("sample", token, token)
-        reference = self._sensor_data(sample, REFERENCE_SENSOR)
+        reference = self.sensor_data(sample, REFERENCE_SENSOR)
         ego_to_global = self._pose("ego_pose", reference["ego_pose_token"], REFERENCE_SENSOR, token)
         bev_to_global = ego_to_global
         if self.config.bev_frame == "lidar":
@@ -260,6 +260,23 @@ class NuScenesReader:
         scene = self.nusc.get("scene", scene_token)
         return str(self.nusc.get("log", scene["log_token"])["location"])
 
+    def sensor_data(self, sample: dict[str, Any], channel: str) -> dict[str, Any]:
+        """The key-frame record of a sensor.
+
+        Args:
+            sample: record of the sample table.
+            channel: for example LIDAR_TOP.
+
+        Raises:
+            SampleError: if there is none.
+        """
+        if channel not in sample["data"]:
+            raise SampleError(
+                f"sample {sample['token']} has no key frame of {channel}; it has {', '.join(sample['data'])}",
+                sample["token"],
+            )
+        return self._get("sample_data", sample["data"][channel], sample["token"])
+
     def _scene(self, record: dict[str, Any]) -> SceneRecord:
         tokens: list[str] = []
         token = record["first_sample_token"]
@@ -280,14 +297,6 @@ class NuScenesReader:
             ) from error
         return record
 
-    def _sensor_data(self, sample: dict[str, Any], channel: str) -> dict[str, Any]:
-        if channel not in sample["data"]:
-            raise SampleError(
-                f"sample {sample['token']} has no key frame of {channel}; it has {', '.join(sample['data'])}",
-                sample["token"],
-            )
-        return self._get("sample_data", sample["data"][channel], sample["token"])
-
     def _pose(self, table: str, token: str, channel: str, sample_token: str) -> Tensor:
         record = self._get(table, token, sample_token)
         rotation = torch.tensor(record["rotation"], dtype=torch.float64)
@@ -301,7 +310,7 @@ class NuScenesReader:
         return pose_matrix(translation, rotation)
 
     def _camera(self, sample: dict[str, Any], channel: str) -> CameraRecord:
-        data = self._sensor_data(sample, channel)
+        data = self.sensor_data(sample, channel)
         mount_token = data["calibrated_sensor_token"]
         mount = self._get("calibrated_sensor", mount_token, sample["token"])
         intrinsics = torch.tensor(mount["camera_intrinsic"], dtype=torch.float64)

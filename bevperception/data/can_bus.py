@@ -1,0 +1,227 @@
+"""The CAN-bus vector of a sample: from the CAN-bus expansion, or its equivalent from ego poses.
+
+Layout as in :mod:`bevperception.can_bus`. Accelerations include gravity (some 9.8 along z at rest), as the
+IMU of the data set measures them; velocity, acceleration and rotation rate are in the ego frame.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nuscenes.can_bus.can_bus_api import NuScenesCanBus
+from pyquaternion import Quaternion
+from torch import Tensor
+
+from bevperception.can_bus import CAN_BUS_SIZE
+from bevperception.data.nuscenes import REFERENCE_SENSOR, NuScenesReader
+from bevperception.errors import DataError
+from bevperception.geometry import rotation_from_quaternion, yaw_of
+
+GRAVITY_M_S2 = 9.81
+POSE_SPACING_S = 0.25
+"""Ego poses at least this far apart are differentiated; nearer ones would amplify their noise."""
+POSE_GAP_S = 1.5
+"""Ego poses further apart than this say nothing about the instant between them (the devkit's limit)."""
+
+_Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TimedPose:
+    """An ego pose.
+
+    Attributes:
+        time_s: when.
+        position: (3,) metres, global frame.
+        rotation: ego to global.
+    """
+
+    time_s: float
+    position: _Array
+    rotation: Quaternion
+
+
+class CanBusReader:
+    """CAN-bus vectors of samples.
+
+    Args:
+        reader: open tables.
+        style: 'exact', or 'published' for what the published v1 weights were trained with (see
+            ``DataConfig.can_bus``).
+    """
+
+    def __init__(self, reader: NuScenesReader, style: Literal["exact", "published"] = "exact") -> None:
+        self._reader = reader
+        self._style = style
+        has_files = (reader.root / "can_bus").is_dir()
+        self._api = NuScenesCanBus(dataroot=str(reader.root)) if has_files else None
+        self._messages: dict[str, tuple[NDArray[np.int64], _Array] | None] = {}
+
+    def has_messages(self, scene_name: str) -> bool:
+        """Whether a scene has CAN-bus pose messages.
+
+        Raises:
+            DataError: if its file is damaged.
+        """
+        return self._scene_messages(scene_name) is not None
+
+    def vector(self, sample_token: str) -> Tensor:
+        """The absolute CAN-bus vector of a sample.
+
+        Args:
+            sample_token: of a key frame.
+
+        Returns:
+            (18,) float64.
+
+        Raises:
+            SampleError: if the sample has no reference sensor.
+            DataError: if the scene's message file is damaged.
+        """
+        nusc = self._reader.nusc
+        sample = nusc.get("sample", sample_token)
+        data = self._reader.sensor_data(sample, REFERENCE_SENSOR)
+        pose = nusc.get("ego_pose", data["ego_pose_token"])
+        messages = self._scene_messages(nusc.get("scene", sample["scene_token"])["name"])
+        if messages is not None:
+            times_us, rows = messages
+            last = int(np.searchsorted(times_us, sample["timestamp"], side="right")) - 1
+            measured = rows[max(last, 0)]
+        elif self._style == "published":
+            measured = np.zeros(CAN_BUS_SIZE)
+        else:
+            measured = self._from_poses(data)
+        return with_ego_pose(
+            torch.from_numpy(measured),
+            torch.tensor(pose["translation"], dtype=torch.float64),
+            torch.tensor(pose["rotation"], dtype=torch.float64),
+            published_orientation=self._style == "published",
+        )
+
+    def _scene_messages(self, name: str) -> tuple[NDArray[np.int64], _Array] | None:
+        if name not in self._messages:
+            self._messages[name] = self._load_messages(name)
+        return self._messages[name]
+
+    def _load_messages(self, name: str) -> tuple[NDArray[np.int64], _Array] | None:
+        # The devkit answers all of these by raising a bare Exception or an assertion.
+        if self._api is None or not re.fullmatch(r"scene-\d{4}", name):
+            return None
+        if int(name[-4:]) in self._api.can_blacklist:
+            return None
+        path = self._reader.root / "can_bus" / f"{name}_pose.json"
+        if not path.is_file():
+            return None
+        try:
+            messages = self._api.get_messages(name, "pose", print_warnings=False)
+            times = np.array([m["utime"] for m in messages], dtype=np.int64)
+            rows = np.array([_message_row(m) for m in messages], dtype=np.float64)
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"CAN-bus file {path} is damaged: {error!r}; replace or remove it") from error
+        if not len(times):
+            return None
+        order = np.argsort(times, kind="stable")
+        return times[order], rows[order]
+
+    def _from_poses(self, data: dict[str, Any]) -> _Array:
+        here = self._timed_pose(data)
+        motion = ego_motion(self._neighbour(data, "prev"), here, self._neighbour(data, "next"))
+        return np.concatenate((np.zeros(7), *motion, np.zeros(2)))
+
+    def _neighbour(self, data: dict[str, Any], direction: Literal["prev", "next"]) -> TimedPose | None:
+        """The nearest pose of the sensor's chain of sweeps that is far enough away to differentiate."""
+        token = data[direction]
+        while token:
+            record = self._reader.nusc.get("sample_data", token)
+            gap_s = abs(record["timestamp"] - data["timestamp"]) * 1e-6
+            if gap_s >= POSE_SPACING_S:
+                return self._timed_pose(record) if gap_s <= POSE_GAP_S else None
+            token = record[direction]
+        return None
+
+    def _timed_pose(self, data: dict[str, Any]) -> TimedPose:
+        pose = self._reader.nusc.get("ego_pose", data["ego_pose_token"])
+        return TimedPose(
+            data["timestamp"] * 1e-6, np.array(pose["translation"]), Quaternion(pose["rotation"])
+        )
+
+
+def _message_row(message: dict[str, Any]) -> list[float]:
+    row = [
+        *message["pos"],
+        *message["orientation"],
+        *message["accel"],
+        *message["rotation_rate"],
+        *message["vel"],
+        0.0,
+        0.0,
+    ]
+    if len(row) != CAN_BUS_SIZE:
+        raise ValueError(f"a pose message has {len(row) - 2} numbers, not {CAN_BUS_SIZE - 2}")
+    return row
+
+
+def ego_motion(
+    before: TimedPose | None, here: TimedPose, after: TimedPose | None
+) -> tuple[_Array, _Array, _Array]:
+    """Acceleration, rotation rate and velocity at a pose, by finite differences to its neighbours.
+
+    Args:
+        before, after: neighbours in time, None where there is none.
+        here: the pose.
+
+    Returns:
+        (3,) m/s2 with gravity, (3,) rad/s, (3,) m/s, all in the ego frame; zero (and gravity alone)
+        where the neighbours do not tell.
+    """
+    turn = here.rotation.rotation_matrix
+    velocity, acceleration, rate = np.zeros(3), np.zeros(3), np.zeros(3)
+    slopes = [_slope(a, b) for a, b in ((before, here), (here, after)) if a is not None and b is not None]
+    if len(slopes) == 2:
+        (before_v, before_s), (after_v, after_s) = slopes
+        velocity = (after_s * before_v + before_s * after_v) / (before_s + after_s)
+        acceleration = 2 * (after_v - before_v) / (before_s + after_s)
+    elif slopes:
+        velocity = slopes[0][0]
+    first, last = before or here, after or here
+    if last.time_s > first.time_s:
+        relative = first.rotation.inverse * last.rotation
+        rate = relative.axis * relative.radians / (last.time_s - first.time_s)
+    up = np.array([0.0, 0.0, GRAVITY_M_S2])
+    return turn.T @ (acceleration + up), rate, turn.T @ velocity
+
+
+def _slope(a: TimedPose, b: TimedPose) -> tuple[_Array, float]:
+    span_s = b.time_s - a.time_s
+    return (b.position - a.position) / span_s, span_s
+
+
+def with_ego_pose(
+    measured: Tensor, translation_m: Tensor, quaternion_wxyz: Tensor, published_orientation: bool = False
+) -> Tensor:
+    """A CAN-bus vector with the sample's own ego pose in the slots of position, orientation and yaw.
+
+    Source: BEVFormer, datasets/nuscenes_dataset.py, get_data_info.
+
+    Args:
+        measured: (18,) float64.
+        translation_m: (3,) ego in the global frame.
+        quaternion_wxyz: (4,) ego to global.
+        published_orientation: put w into all four orientation slots, as the published code does by mistake.
+
+    Returns:
+        (18,): yaw in [0, 2 pi) and [0, 360).
+    """
+    vector = measured.clone()
+    vector[:3] = translation_m
+    vector[3:7] = quaternion_wxyz[0] if published_orientation else quaternion_wxyz
+    yaw_deg = math.degrees(float(yaw_of(rotation_from_quaternion(quaternion_wxyz)))) % 360.0
+    vector[-2], vector[-1] = math.radians(yaw_deg), yaw_deg
+    return vector
