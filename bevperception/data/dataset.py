@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bevperception.config import AugmentationConfig, DataConfig
+from bevperception.config import AugmentationConfig, DataConfig, ExperimentConfig, SegmentationConfig
+from bevperception.data.can_bus import CanBusReader
 from bevperception.data.image_input import ImageInput
 from bevperception.data.images import read_image
+from bevperception.data.map_labels import SegmentationLabels
 from bevperception.data.nuscenes import NuScenesReader, SampleRecord, projection_matrix
 from bevperception.data.transforms import AugmentationDraw
-from bevperception.errors import DataError, SampleError
+from bevperception.errors import ConfigError, DataError, SampleError
 from bevperception.geometry import transform_boxes
 from bevperception.structures import BadSample, Batch, Boxes3D, CameraFrames, Targets, concatenate_frames
 
@@ -46,6 +48,8 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         split: predefined, or named in splits.json.
         data: image size, history and what to do with bad samples; cameras and frames are the reader's.
         augmentation: training-time augmentation; None for none.
+        segmentation: what BEV segmentation labels to draw; None for none.
+        can_bus: add the CAN-bus vector to the frames.
         history: earlier key frames in a queue; None takes ``data.history``.
         seed: of all random choices.
 
@@ -64,6 +68,8 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         split: str,
         data: DataConfig,
         augmentation: AugmentationConfig | None = None,
+        segmentation: SegmentationConfig | None = None,
+        can_bus: bool = False,
         history: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -75,6 +81,14 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         self.scenes = reader.scenes(split)
         self.tokens = [token for scene in self.scenes for token in scene.sample_tokens]
         self._images = ImageInput(data)
+        self._locations = {scene.token: scene.location for scene in self.scenes}
+        self._can_bus = CanBusReader(reader, data.can_bus) if can_bus else None
+        self._labels: SegmentationLabels | None = None
+        if segmentation is not None:
+            self._labels = SegmentationLabels(reader.root, segmentation, data.divider_width_m)
+            # Maps are big: load them here, once, rather than in every loader process.
+            for location in sorted(set(self._locations.values())):
+                self._labels.has_map(location)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -152,17 +166,64 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
                 ) from error
             self._images.write(image, fit, images[0, slot], choice.colours[slot])
             projections.append(fit.matrix() @ projection_matrix(camera, bev_to_global))
+        can_bus = None if self._can_bus is None else self._can_bus.vector(sample.token)[None]
         return CameraFrames(
             images=images,
             bev_to_image=torch.stack(projections)[None].float(),
             bev_to_global=bev_to_global[None],
             timestamps_s=torch.tensor([sample.timestamp_s], dtype=torch.float64),
+            can_bus=can_bus,
         )
 
     def _targets(self, sample: SampleRecord, choice: AugmentationDraw) -> Targets:
-        boxes = self.reader.annotations(sample).boxes
-        values = transform_boxes(boxes.values.double(), choice.bev.matrix()).float()
-        return Targets(boxes=[Boxes3D(values, boxes.labels)])
+        annotated = self.reader.annotations(sample).boxes
+        bev_to_augmented = choice.bev.matrix()
+        values = transform_boxes(annotated.values.double(), bev_to_augmented).float()
+        boxes = Boxes3D(values, annotated.labels)
+        if self._labels is None:
+            return Targets(boxes=[boxes])
+        bev_to_global = sample.bev_to_global @ torch.linalg.inv(bev_to_augmented)
+        maps, present = self._labels.draw(self._locations[sample.scene_token], bev_to_global, boxes)
+        return Targets(boxes=[boxes], segmentation=maps[None], segmentation_present=present[None])
+
+
+def build_dataset(
+    reader: NuScenesReader, config: ExperimentConfig, split: str, training: bool
+) -> NuScenesDataset:
+    """The data set that a model of this configuration trains on or is evaluated on.
+
+    Args:
+        reader: open tables.
+        config: of the whole experiment.
+        split: predefined, or named in splits.json.
+        training: augmented queues; otherwise single plain frames, whose history is the model's memory.
+
+    Raises:
+        ConfigError: if the BEV is to be augmented for a model that reads absolute poses.
+    """
+    bev = config.model.bev
+    can_bus = bev.can_bus or bev.alignment == "published"
+    if training and can_bus and _augments_bev(config.augmentation):
+        raise ConfigError(
+            "BEV rotation, scale and flips do not go with model.bev.can_bus or alignment=published, "
+            "which read absolute poses\nset augmentation.bev_rotation_deg=0, bev_scale=[1,1], bev_flip_x=0, bev_flip_y=0"
+        )
+    return NuScenesDataset(
+        reader,
+        split,
+        config.data,
+        augmentation=config.augmentation if training else None,
+        segmentation=config.model.segmentation if config.model.segmentation.enabled else None,
+        can_bus=can_bus,
+        history=None if training else 0,
+        seed=config.training.seed,
+    )
+
+
+def _augments_bev(config: AugmentationConfig) -> bool:
+    plain = AugmentationConfig()
+    names = ("bev_rotation_deg", "bev_scale", "bev_flip_x", "bev_flip_y")
+    return any(getattr(config, name) != getattr(plain, name) for name in names)
 
 
 def init_worker(worker_id: int) -> None:

@@ -1,0 +1,188 @@
+"""BEV segmentation labels: layers of the map expansion and footprints of vehicles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import shapely
+import torch
+from numpy.typing import NDArray
+from nuscenes.map_expansion.map_api import NuScenesMap
+from shapely.geometry import LineString, Polygon
+from torch import Tensor
+
+from bevperception.config import SegmentationConfig
+from bevperception.data.rasterise import Edges, box_edges, polygon_edges, rasterise
+from bevperception.errors import DataError
+from bevperception.geometry import BEVGrid
+from bevperception.structures import Boxes3D
+from bevperception.taxonomy import DETECTION_CLASSES, MAP_CLASSES, VEHICLE_CLASSES
+
+LAYERS_OF_CLASS = {name: (name,) for name in MAP_CLASSES} | {"divider": ("road_divider", "lane_divider")}
+"""Map layers that make up a class (the recipe of BEVFusion)."""
+
+_VEHICLE_LABELS = torch.tensor([DETECTION_CLASSES.index(name) for name in VEHICLE_CLASSES])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The polygons of one class of a map, ready to be drawn.
+
+    Attributes:
+        edges: of each polygon, global frame.
+        tree: over the polygons' bounding boxes.
+    """
+
+    edges: list[Edges]
+    tree: shapely.STRtree
+
+    @classmethod
+    def of(cls, polygons: list[Polygon]) -> Layer:
+        """Prepare polygons (global frame, metres)."""
+        return cls([polygon_edges(polygon) for polygon in polygons], shapely.STRtree(polygons))
+
+    def draw(self, frame: _GroundFrame) -> Tensor:
+        """(rows, columns) bool, true where a cell's centre is inside one of the polygons."""
+        edges = [self.edges[index] for index in self.tree.query(frame.patch)]
+        if not edges:
+            return torch.zeros((frame.grid.rows, frame.grid.columns), dtype=torch.bool)
+        local = (np.concatenate(edges) - frame.offset) @ frame.global_to_bev.T
+        return torch.from_numpy(rasterise(local, frame.grid))
+
+
+@dataclass(frozen=True)
+class _GroundFrame:
+    """The ground plane of a BEV frame in the flat map: ``bev = global_to_bev @ (map - offset)``.
+
+    A point of the map stands for a vertical line, which meets the BEV frame's ground plane at the cell it
+    colours, whatever the roll and pitch.
+    """
+
+    grid: BEVGrid
+    global_to_bev: NDArray[np.float64]
+    offset: NDArray[np.float64]
+    patch: Polygon
+
+    @classmethod
+    def of(cls, bev_to_global: Tensor, grid: BEVGrid) -> _GroundFrame:
+        planar = bev_to_global.numpy()[:2, [0, 1, 3]]
+        corners = [(x, y) for x in (grid.x_min_m, grid.x_max_m) for y in (grid.y_min_m, grid.y_max_m)]
+        patch = np.array(corners) @ planar[:, :2].T + planar[:, 2]
+        box = shapely.box(*patch.min(axis=0), *patch.max(axis=0))
+        return cls(grid, np.linalg.inv(planar[:, :2]), planar[:, 2], box)
+
+
+def expansion_path(root: Path, location: str) -> Path:
+    """Where the map expansion of a location lies: ``maps/expansion/{location}.json``."""
+    return root / "maps" / "expansion" / f"{location}.json"
+
+
+@lru_cache(maxsize=16)
+def load_map(root: Path, location: str, divider_width_m: float) -> dict[str, Layer] | None:
+    """The map classes of a location, kept in memory once loaded.
+
+    Args:
+        root: data root.
+        location: for example singapore-onenorth.
+        divider_width_m: width that dividers are drawn with.
+
+    Returns:
+        layers by class of ``taxonomy.MAP_CLASSES``; None if the location has no map expansion.
+
+    Raises:
+        DataError: if the file is damaged, outdated, or for a place the devkit does not know.
+    """
+    path = expansion_path(root, location)
+    if not path.is_file():
+        return None
+    try:
+        nusc_map = NuScenesMap(dataroot=str(root), map_name=location)
+        return {name: Layer.of(list(_polygons(nusc_map, name, divider_width_m))) for name in MAP_CLASSES}
+    except (AssertionError, KeyError, json.JSONDecodeError) as error:
+        raise DataError(f"map expansion {path} cannot be used: {error!r}; install version 1.3") from error
+    except Exception as error:  # the devkit answers an outdated map by a bare Exception
+        if type(error) is not Exception:
+            raise
+        raise DataError(f"map expansion {path} is outdated; install version 1.3") from error
+
+
+def _polygons(nusc_map: NuScenesMap, name: str, divider_width_m: float) -> Iterator[Polygon]:
+    for layer in LAYERS_OF_CLASS[name]:
+        for record in getattr(nusc_map, layer):
+            if "line_token" in record:
+                line: LineString = nusc_map.extract_line(record["line_token"])
+                if not line.is_empty:
+                    yield line.buffer(divider_width_m / 2, quad_segs=8)
+                continue
+            for token in record.get("polygon_tokens") or [record["polygon_token"]]:
+                polygon = nusc_map.extract_polygon(token)
+                if not polygon.is_empty:
+                    yield polygon
+
+
+class SegmentationLabels:
+    """Draws the segmentation targets of samples.
+
+    Args:
+        root: data root.
+        config: classes and grid.
+        divider_width_m: width that road and lane dividers are drawn with.
+    """
+
+    def __init__(self, root: Path, config: SegmentationConfig, divider_width_m: float) -> None:
+        self._root = root
+        self._classes = config.classes
+        self._grid = config.grid
+        self._divider_width_m = divider_width_m
+
+    def has_map(self, location: str) -> bool:
+        """Load a location's map, if its expansion is there.
+
+        Raises:
+            DataError: see :func:`load_map`.
+        """
+        return load_map(self._root, location, self._divider_width_m) is not None
+
+    def draw(self, location: str, bev_to_global: Tensor, boxes: Boxes3D) -> tuple[Tensor, Tensor]:
+        """The labels of one sample.
+
+        Args:
+            location: of the sample's log.
+            bev_to_global: (4, 4) float64, BEV augmentation included.
+            boxes: in the same BEV frame.
+
+        Returns:
+            (classes, rows, columns) float32 0 or 1;
+            (classes,) bool, False for map classes where the location has no map expansion.
+        """
+        layers = None
+        if any(name != "vehicle" for name in self._classes):
+            layers = load_map(self._root, location, self._divider_width_m)
+        frame = _GroundFrame.of(bev_to_global, self._grid)
+        labels = torch.zeros((len(self._classes), self._grid.rows, self._grid.columns))
+        for index, name in enumerate(self._classes):
+            if name == "vehicle":
+                labels[index] = vehicle_footprints(boxes, self._grid)
+            elif layers is not None:
+                labels[index] = layers[name].draw(frame)
+        present = [name == "vehicle" or layers is not None for name in self._classes]
+        return labels, torch.tensor(present, dtype=torch.bool)
+
+
+def vehicle_footprints(boxes: Boxes3D, grid: BEVGrid) -> Tensor:
+    """Where vehicles stand.
+
+    Args:
+        boxes: BEV frame; those of ``taxonomy.VEHICLE_CLASSES`` count.
+        grid: BEV frame.
+
+    Returns:
+        (rows, columns) bool, true where a cell's centre lies in a footprint.
+    """
+    is_vehicle = torch.isin(boxes.labels, _VEHICLE_LABELS)
+    return torch.from_numpy(rasterise(box_edges(boxes.values[is_vehicle]), grid))
