@@ -1,0 +1,70 @@
+# Everything runs in .venv, which the first target to need it makes: with a stamp at the end, so that an
+# interrupted set-up is begun again and a finished one costs nothing and needs no network.
+#
+# PYTHON=/path/to/python chooses the interpreter, NUSCENES=/path the data set of `make demo`.
+
+VENV := .venv
+BIN := $(VENV)/bin
+DEPENDENCIES := $(VENV)/dependencies.stamp
+PACKAGE := $(VENV)/package.stamp
+NATIVE_SOURCES := $(shell find ops -type f 2>/dev/null)
+
+SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
+	$$p -c "$(SUPPORTED)" 2>/dev/null && echo $$p && break; done)
+
+export BEVPERCEPTION_KEYFRAME ?= $(abspath $(wildcard ../shared/real_keyframe))
+export NUSCENES
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo test lint slow operators clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make install    set up .venv and build the native operators"
+	@echo "make demo       run the main job into out/demo/; NUSCENES=/path runs it on your nuScenes"
+	@echo "make test       the tests"
+	@echo "make lint       ruff and mypy"
+	@echo "make slow       training runs on a real key frame (BEVPERCEPTION_KEYFRAME=/path)"
+	@echo "make operators  build the native operators again and show the compiler's words"
+	@echo "make clean      remove what was built and .venv"
+
+install: $(PACKAGE)
+	@$(BIN)/python -m bevperception.doctor
+
+demo: $(PACKAGE)
+	$(BIN)/python tools/demo.py --out out/demo
+
+test: $(PACKAGE)
+	$(BIN)/python -m pytest
+
+lint: $(PACKAGE)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+slow: $(PACKAGE)
+	$(BIN)/python -m pytest -m slow
+
+operators: $(DEPENDENCIES)
+	$(BIN)/python -m pip install --verbose --no-deps --no-build-isolation --editable .
+	@touch $(PACKAGE)
+
+clean:
+	rm -rf $(VENV) build out bevperception.egg-info bevperception/*.so
+
+# A .venv without its stamp was left half made: it is made anew. With one it is brought up to date.
+$(DEPENDENCIES): requirements.lock
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 to 3.12 found; name one: make PYTHON=/path" >&2; exit 2; }
+	@$(PYTHON) -c "$(SUPPORTED)" || { echo "error: $(PYTHON) is not Python 3.10 to 3.12" >&2; exit 2; }
+	@test -f $@ || rm -rf $(VENV)
+	@rm -f $@ $(PACKAGE)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	@touch $@
+
+$(PACKAGE): $(DEPENDENCIES) setup.py pyproject.toml $(NATIVE_SOURCES)
+	@rm -f $@
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@ls bevperception/_C.*so >/dev/null 2>&1 || echo "The native operators were not built: make operators says why."
+	@touch $@
