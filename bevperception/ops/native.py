@@ -1,13 +1,22 @@
-"""The native library: finding and loading it."""
+"""The native library: loading it, and what its operators need on the Python side.
+
+The library (ops/csrc) defines the operators and their CPU kernels in the namespace
+``torch.ops.bevperception``; shapes for tracing, gradients and autocast are registered here.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 LIBRARY_PATH = Path(__file__).resolve().parent.parent / "_C.abi3.so"
+ISA_VARIABLE = "BEVPERCEPTION_CPU_ISA"
 DEVICES = ("cpu", "meta")
 
 
@@ -24,23 +33,109 @@ class LibraryStatus:
         return self.library is not None
 
 
-def _load(path: Path) -> LibraryStatus:
-    if not path.is_file():
-        return LibraryStatus(None, f"the native operators are not built ({path.name} is missing)")
-    try:
-        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
-    except OSError as error:
-        return LibraryStatus(None, f"{path.name} cannot be loaded ({error})")
-    return LibraryStatus(str(path), None)
-
-
-STATUS = _load(LIBRARY_PATH)
-
-
 def cpu_isa() -> str:
-    """Name of the instruction set that the native CPU kernels use on this machine.
+    """Instruction set that the native CPU kernels use: "avx512", "avx2" or "baseline".
 
     Raises:
         AttributeError: the library is not loaded.
     """
-    raise AttributeError("the native library is not loaded")
+    return str(torch.ops.bevperception.cpu_isa())
+
+
+def available_cpu_isas() -> list[str]:
+    """Instruction sets that this CPU and the library both have, best first.
+
+    Raises:
+        AttributeError: the library is not loaded.
+    """
+    return str(torch.ops.bevperception.available_cpu_isas()).split()
+
+
+def select_cpu_isa(name: str | None) -> None:
+    """Make the native CPU kernels use an instruction set; for tests and comparisons.
+
+    Args:
+        name: one of :func:`available_cpu_isas`; None selects the best again.
+
+    Raises:
+        AttributeError: the library is not loaded.
+        RuntimeError: the CPU or the library lacks it.
+    """
+    torch.ops.bevperception.select_cpu_isa(name or "")
+
+
+def _load(path: Path) -> LibraryStatus:
+    if not path.is_file():
+        return LibraryStatus(None, f"the native operators are not built ({path.name} is missing)")
+    try:
+        torch.ops.load_library(path)
+        _register()
+        isa = os.environ.get(ISA_VARIABLE)
+        if isa:
+            select_cpu_isa(isa)
+    except (OSError, RuntimeError) as error:
+        return LibraryStatus(None, f"{path.name} cannot be used ({error})")
+    return LibraryStatus(str(path), None)
+
+
+def _register() -> None:
+    for name, fake, setup, backward in (
+        ("ms_deform_attn", _fake_ms_deform_attn, _setup_ms_deform_attn, _backward_ms_deform_attn),
+        ("dcnv3", _fake_dcnv3, _setup_dcnv3, _backward_dcnv3),
+    ):
+        operator, gradient = f"bevperception::{name}", f"bevperception::{name}_backward"
+        torch.library.register_fake(operator)(fake)
+        torch.library.register_fake(gradient)(_fake_gradients)
+        torch.library.register_autograd(operator, backward, setup_context=setup)
+        torch.library.register_autograd(gradient, _no_second_derivative)
+        for device in ("cpu", "cuda"):
+            torch.library.register_autocast(operator, device, torch.float32)
+
+
+def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
+    raise NotImplementedError(
+        "the native operators have no second derivative; "
+        "compute it with bevperception.ops.use_backend('reference')"
+    )
+
+
+def _fake_gradients(output_gradient: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in arguments if isinstance(t, Tensor))
+
+
+def _fake_ms_deform_attn(
+    value: Tensor, spatial_shapes: Sequence[int], sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    batch, _, heads, channels = value.shape
+    return value.new_empty(batch, sampling_locations.shape[1], heads * channels)
+
+
+def _setup_ms_deform_attn(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, spatial_shapes, sampling_locations, attention_weights = inputs
+    ctx.save_for_backward(value, sampling_locations, attention_weights)
+    ctx.spatial_shapes = spatial_shapes
+
+
+def _backward_ms_deform_attn(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    value, sampling_locations, attention_weights = ctx.saved_tensors
+    of_value, of_locations, of_weights = torch.ops.bevperception.ms_deform_attn_backward(
+        gradient, value, ctx.spatial_shapes, sampling_locations, attention_weights
+    )
+    return of_value, None, of_locations, of_weights
+
+
+def _fake_dcnv3(input: Tensor, offset: Tensor, mask: Tensor, *settings: Any) -> Tensor:
+    return input.new_empty(*offset.shape[:3], input.shape[3])
+
+
+def _setup_dcnv3(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.settings = inputs[3:]
+
+
+def _backward_dcnv3(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.bevperception.dcnv3_backward(gradient, *ctx.saved_tensors, *ctx.settings)
+    return (*gradients, *(None for _ in ctx.settings))
+
+
+STATUS = _load(LIBRARY_PATH)

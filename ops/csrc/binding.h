@@ -1,0 +1,97 @@
+// What the bindings of all operators need: tensors in and out of pointers, and sharing out work.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/memory.h"
+
+namespace bevperception {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class T>
+const T* data_of(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.data_ptr());
+}
+
+template <class T>
+T* mutable_data_of(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+// Bytes from which asking for huge pages pays.
+constexpr int64_t kHugePageBytes = 4 << 20;
+
+inline Tensor empty_result(const Tensor& like, std::initializer_list<int64_t> shape) {
+  const std::vector<int64_t> sizes(shape);
+  Tensor result = torch::stable::new_empty(like, sizes);
+  const int64_t bytes = result.numel() * static_cast<int64_t>(result.element_size());
+  if (bytes >= kHugePageBytes) cpu::advise_huge_pages(result.data_ptr(), bytes);
+  return result;
+}
+
+inline Tensor zero_result(const Tensor& like, std::initializer_list<int64_t> shape) {
+  Tensor result = empty_result(like, shape);
+  const int64_t bytes = result.numel() * static_cast<int64_t>(result.element_size());
+  char* data = static_cast<char*>(result.data_ptr());
+  torch::stable::parallel_for(0, bytes, int64_t(1) << 20, [&](int64_t begin, int64_t end) {
+    std::memset(data + begin, 0, static_cast<size_t>(end - begin));
+  });
+  return result;
+}
+
+inline void require_same_dtype(const char* op, std::initializer_list<const Tensor*> tensors) {
+  const ScalarType dtype = (*tensors.begin())->scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op,
+                  ": the native CPU kernels take float32 or float64; bevperception.ops casts other dtypes");
+  for (const Tensor* tensor : tensors) {
+    STD_TORCH_CHECK(tensor->scalar_type() == dtype, op, ": all tensors must have one dtype");
+  }
+}
+
+inline void require_shape(const char* op, const char* name, const Tensor& tensor,
+                          std::initializer_list<int64_t> shape) {
+  const auto sizes = tensor.sizes();
+  STD_TORCH_CHECK(sizes.size() == shape.size() && std::equal(shape.begin(), shape.end(), sizes.begin()), op, ": ",
+                  name, " has a shape that does not fit the other arguments");
+}
+
+// Calls body.template operator()<T>() for the tensor's dtype.
+template <class Body>
+auto with_dtype(const Tensor& tensor, const Body& body) {
+  return tensor.scalar_type() == ScalarType::Float ? body(float()) : body(double());
+}
+
+// Rows of work a thread should at least get, so that starting it pays.
+inline int64_t grain_of(int64_t work_of_row) {
+  constexpr int64_t kWork = 32768;  // multiply-adds, about
+  return std::max<int64_t>(1, kWork / std::max<int64_t>(1, work_of_row));
+}
+
+// Runs body(share) for shares that cover all heads of all batch elements. A share holds as many heads
+// as can be while all threads have the same to do: neighbouring heads share pages and cache sets.
+template <class Body>
+void for_map_shares(int64_t batch, int64_t heads, const Body& body) {
+  const int64_t threads = torch::stable::get_num_threads();
+  int64_t parts = 1;  // of a batch element
+  while (parts < heads && batch * parts % threads != 0 && batch * parts < 8 * threads) ++parts;
+  torch::stable::parallel_for(0, batch * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t share = begin; share < end; ++share) {
+      const int64_t part = share % parts;
+      body(cpu::MapShare{share / parts, part * heads / parts, (part + 1) * heads / parts});
+    }
+  });
+}
+
+}  // namespace bevperception

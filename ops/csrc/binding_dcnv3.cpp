@@ -1,0 +1,131 @@
+// dcnv3 for PyTorch on the CPU.
+#include <limits>
+#include <tuple>
+
+#include "binding.h"
+
+namespace bevperception {
+namespace {
+
+constexpr const char* kName = "dcnv3";
+
+// The settings in the order of the schema.
+struct Settings {
+  int64_t kernel_size, stride, padding, dilation, groups;
+  double offset_scale;
+  bool remove_center;
+};
+
+struct Arguments {
+  Tensor input, offset, mask;  // contiguous
+  Dcnv3Sizes sizes;
+  double offset_scale;
+
+  template <class T>
+  cpu::Dcnv3<T> problem() const {
+    return {sizes, static_cast<T>(offset_scale), data_of<T>(input), data_of<T>(offset), data_of<T>(mask)};
+  }
+  int64_t rows() const { return sizes.batch * sizes.out_height; }
+  int64_t grain() const {
+    return grain_of(sizes.out_width * sizes.groups * sizes.points() * (4 * sizes.channels + 8));
+  }
+};
+
+int64_t output_size(int64_t size, const Settings& settings) {
+  return (size + 2 * settings.padding - settings.dilation * (settings.kernel_size - 1) - 1) / settings.stride + 1;
+}
+
+Arguments arguments_of(const Tensor& input, const Tensor& offset, const Tensor& mask, const Settings& settings) {
+  require_same_dtype(kName, {&input, &offset, &mask});
+  STD_TORCH_CHECK(input.dim() == 4, kName, ": input must have 4 dimensions");
+  const int64_t smallest = std::min({settings.kernel_size, settings.stride, settings.dilation, settings.groups});
+  STD_TORCH_CHECK(smallest > 0 && settings.padding >= 0 && input.size(3) % settings.groups == 0 &&
+                      input.size(1) > 0 && input.size(2) > 0,
+                  kName, ": settings do not fit the input");
+  STD_TORCH_CHECK(input.size(1) * input.size(2) <= std::numeric_limits<int32_t>::max(), kName,
+                  ": more than 2^31 - 1 cells");
+  const Dcnv3Sizes sizes = {input.size(0),
+                            input.size(1),
+                            input.size(2),
+                            settings.groups,
+                            input.size(3) / settings.groups,
+                            output_size(input.size(1), settings),
+                            output_size(input.size(2), settings),
+                            static_cast<int32_t>(settings.kernel_size),
+                            static_cast<int32_t>(settings.stride),
+                            static_cast<int32_t>(settings.padding),
+                            static_cast<int32_t>(settings.dilation),
+                            settings.remove_center};
+  const int64_t points = sizes.groups * sizes.points();
+  require_shape(kName, "offset", offset, {sizes.batch, sizes.out_height, sizes.out_width, 2 * points});
+  require_shape(kName, "mask", mask, {sizes.batch, sizes.out_height, sizes.out_width, points});
+  return {torch::stable::contiguous(input), torch::stable::contiguous(offset), torch::stable::contiguous(mask),
+          sizes, settings.offset_scale};
+}
+
+Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t kernel_size, int64_t stride,
+               int64_t padding, int64_t dilation, int64_t groups, double offset_scale, bool remove_center) {
+  const Arguments arguments = arguments_of(
+      input, offset, mask, {kernel_size, stride, padding, dilation, groups, offset_scale, remove_center});
+  const Dcnv3Sizes& sizes = arguments.sizes;
+  Tensor output = empty_result(input, {sizes.batch, sizes.out_height, sizes.out_width, input.size(3)});
+  with_dtype(input, [&](auto zero) {
+    using T = decltype(zero);
+    const auto problem = arguments.problem<T>();
+    T* out = mutable_data_of<T>(output);
+    torch::stable::parallel_for(0, arguments.rows(), arguments.grain(), [&](int64_t begin, int64_t end) {
+      cpu::current_kernels<T>().dcnv3(problem, out, begin, end);
+    });
+  });
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const Tensor& input,
+                                            const Tensor& offset, const Tensor& mask, int64_t kernel_size,
+                                            int64_t stride, int64_t padding, int64_t dilation, int64_t groups,
+                                            double offset_scale, bool remove_center) {
+  const Arguments arguments = arguments_of(
+      input, offset, mask, {kernel_size, stride, padding, dilation, groups, offset_scale, remove_center});
+  const Dcnv3Sizes& sizes = arguments.sizes;
+  require_same_dtype(kName, {&input, &output_gradient});
+  require_shape(kName, "the output's gradient", output_gradient,
+                {sizes.batch, sizes.out_height, sizes.out_width, input.size(3)});
+  const Tensor gradient = torch::stable::contiguous(output_gradient);
+  Tensor input_gradient = zero_result(input, {sizes.batch, sizes.height, sizes.width, input.size(3)});
+  Tensor offset_gradient = empty_result(input, {sizes.batch, sizes.out_height, sizes.out_width, offset.size(3)});
+  Tensor mask_gradient = empty_result(input, {sizes.batch, sizes.out_height, sizes.out_width, mask.size(3)});
+  with_dtype(input, [&](auto zero) {
+    using T = decltype(zero);
+    const auto problem = arguments.problem<T>();
+    const cpu::Kernels<T>& kernels = cpu::current_kernels<T>();
+    const T* of_output = data_of<T>(gradient);
+    T* of_offset = mutable_data_of<T>(offset_gradient);
+    T* of_mask = mutable_data_of<T>(mask_gradient);
+    T* of_input = mutable_data_of<T>(input_gradient);
+    torch::stable::parallel_for(0, arguments.rows(), arguments.grain(), [&](int64_t begin, int64_t end) {
+      kernels.dcnv3_point_gradients(problem, of_output, of_offset, of_mask, begin, end);
+    });
+    for_map_shares(sizes.batch, sizes.groups, [&](const cpu::MapShare& share) {
+      kernels.dcnv3_input_gradient(problem, of_output, of_input, share);
+    });
+  });
+  return {input_gradient, offset_gradient, mask_gradient};
+}
+
+}  // namespace
+}  // namespace bevperception
+
+STABLE_TORCH_LIBRARY_FRAGMENT(bevperception, m) {
+  m.def(
+      "dcnv3(Tensor input, Tensor offset, Tensor mask, int kernel_size, int stride, int padding, int dilation, "
+      "int groups, float offset_scale, bool remove_center) -> Tensor");
+  m.def(
+      "dcnv3_backward(Tensor output_gradient, Tensor input, Tensor offset, Tensor mask, int kernel_size, "
+      "int stride, int padding, int dilation, int groups, float offset_scale, bool remove_center) "
+      "-> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(bevperception, CPU, m) {
+  m.impl("dcnv3", TORCH_BOX(&bevperception::forward));
+  m.impl("dcnv3_backward", TORCH_BOX(&bevperception::backward));
+}

@@ -1,0 +1,126 @@
+// ms_deform_attn for PyTorch on the CPU.
+#include <limits>
+#include <tuple>
+
+#include "binding.h"
+
+namespace bevperception {
+namespace {
+
+constexpr const char* kName = "ms_deform_attn";
+
+struct Arguments {
+  Tensor value, locations, weights;  // contiguous
+  std::vector<Level> levels;
+  MsDeformAttnSizes sizes;
+
+  template <class T>
+  cpu::MsDeformAttn<T> problem() const {
+    return {sizes, levels.data(), data_of<T>(value), data_of<T>(locations), data_of<T>(weights)};
+  }
+  int64_t rows() const { return sizes.batch * sizes.queries; }
+  int64_t grain() const {
+    return grain_of(sizes.heads * sizes.levels * sizes.points * (4 * sizes.channels + 8));
+  }
+};
+
+std::vector<Level> levels_of(const std::vector<int64_t>& shapes) {
+  STD_TORCH_CHECK(!shapes.empty() && shapes.size() % 2 == 0, kName,
+                  ": spatial_shapes must hold height and width of at least one level");
+  std::vector<Level> levels;
+  int64_t start = 0;
+  for (size_t k = 0; k < shapes.size(); k += 2) {
+    STD_TORCH_CHECK(shapes[k] > 0 && shapes[k + 1] > 0, kName, ": level sizes must be positive");
+    levels.push_back({static_cast<int32_t>(shapes[k]), static_cast<int32_t>(shapes[k + 1]),
+                      static_cast<int32_t>(start)});
+    start += shapes[k] * shapes[k + 1];
+    STD_TORCH_CHECK(start <= std::numeric_limits<int32_t>::max(), kName, ": more than 2^31 - 1 cells");
+  }
+  return levels;
+}
+
+Arguments arguments_of(const Tensor& value, const std::vector<int64_t>& shapes, const Tensor& locations,
+                       const Tensor& weights) {
+  require_same_dtype(kName, {&value, &locations, &weights});
+  STD_TORCH_CHECK(value.dim() == 4 && locations.dim() == 6, kName, ": value must have 4 dimensions, ",
+                  "sampling_locations 6");
+  Arguments arguments{torch::stable::contiguous(value), torch::stable::contiguous(locations),
+                      torch::stable::contiguous(weights), levels_of(shapes), {}};
+  const Level& last = arguments.levels.back();
+  const int64_t cells = last.start + int64_t(last.height) * last.width;
+  MsDeformAttnSizes& sizes = arguments.sizes;
+  sizes = {value.size(0),     cells,
+           value.size(2),     value.size(3),
+           locations.size(1), static_cast<int64_t>(arguments.levels.size()),
+           locations.size(4)};
+  require_shape(kName, "value", value, {sizes.batch, cells, sizes.heads, sizes.channels});
+  require_shape(kName, "sampling_locations", locations,
+                {sizes.batch, sizes.queries, sizes.heads, sizes.levels, sizes.points, 2});
+  require_shape(kName, "attention_weights", weights,
+                {sizes.batch, sizes.queries, sizes.heads, sizes.levels, sizes.points});
+  return arguments;
+}
+
+Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& locations, const Tensor& weights) {
+  const Arguments arguments = arguments_of(value, shapes, locations, weights);
+  const MsDeformAttnSizes& sizes = arguments.sizes;
+  Tensor output = empty_result(value, {sizes.batch, sizes.queries, sizes.heads * sizes.channels});
+  with_dtype(value, [&](auto zero) {
+    using T = decltype(zero);
+    const auto problem = arguments.problem<T>();
+    T* out = mutable_data_of<T>(output);
+    torch::stable::parallel_for(0, arguments.rows(), arguments.grain(), [&](int64_t begin, int64_t end) {
+      cpu::current_kernels<T>().ms_deform_attn(problem, out, begin, end);
+    });
+  });
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const Tensor& value,
+                                            std::vector<int64_t> shapes, const Tensor& locations,
+                                            const Tensor& weights) {
+  const Arguments arguments = arguments_of(value, shapes, locations, weights);
+  const MsDeformAttnSizes& sizes = arguments.sizes;
+  require_same_dtype(kName, {&value, &output_gradient});
+  require_shape(kName, "the output's gradient", output_gradient,
+                {sizes.batch, sizes.queries, sizes.heads * sizes.channels});
+  const Tensor gradient = torch::stable::contiguous(output_gradient);
+  Tensor value_gradient = zero_result(value, {sizes.batch, sizes.cells, sizes.heads, sizes.channels});
+  Tensor locations_gradient = empty_result(
+      value, {sizes.batch, sizes.queries, sizes.heads, sizes.levels, sizes.points, 2});
+  Tensor weights_gradient = empty_result(
+      value, {sizes.batch, sizes.queries, sizes.heads, sizes.levels, sizes.points});
+  with_dtype(value, [&](auto zero) {
+    using T = decltype(zero);
+    const auto problem = arguments.problem<T>();
+    const cpu::Kernels<T>& kernels = cpu::current_kernels<T>();
+    const T* of_output = data_of<T>(gradient);
+    T* of_locations = mutable_data_of<T>(locations_gradient);
+    T* of_weights = mutable_data_of<T>(weights_gradient);
+    T* of_value = mutable_data_of<T>(value_gradient);
+    torch::stable::parallel_for(0, arguments.rows(), arguments.grain(), [&](int64_t begin, int64_t end) {
+      kernels.ms_deform_attn_point_gradients(problem, of_output, of_locations, of_weights, begin, end);
+    });
+    for_map_shares(sizes.batch, sizes.heads, [&](const cpu::MapShare& share) {
+      kernels.ms_deform_attn_value_gradient(problem, of_output, of_value, share);
+    });
+  });
+  return {value_gradient, locations_gradient, weights_gradient};
+}
+
+}  // namespace
+}  // namespace bevperception
+
+STABLE_TORCH_LIBRARY_FRAGMENT(bevperception, m) {
+  m.def(
+      "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
+      "Tensor attention_weights) -> Tensor");
+  m.def(
+      "ms_deform_attn_backward(Tensor output_gradient, Tensor value, SymInt[] spatial_shapes, "
+      "Tensor sampling_locations, Tensor attention_weights) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(bevperception, CPU, m) {
+  m.impl("ms_deform_attn", TORCH_BOX(&bevperception::forward));
+  m.impl("ms_deform_attn_backward", TORCH_BOX(&bevperception::backward));
+}

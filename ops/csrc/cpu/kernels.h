@@ -1,0 +1,88 @@
+// The CPU kernels' face: problems as pointers and sizes, and one table of functions for each
+// instruction set. Nothing here or below knows PyTorch; all tensors are contiguous.
+#pragma once
+
+#include <stdint.h>
+
+#include "../common/dcnv3.h"
+#include "../common/ms_deform_attn.h"
+
+namespace bevperception::cpu {
+
+template <class T>
+struct MsDeformAttn {
+  MsDeformAttnSizes sizes;
+  const Level* levels;
+  const T* value;      // (batch, cells, heads, channels)
+  const T* locations;  // (batch, queries, heads, levels, points, 2)
+  const T* weights;    // (batch, queries, heads, levels, points)
+};
+
+template <class T>
+struct Dcnv3 {
+  Dcnv3Sizes sizes;
+  T offset_scale;
+  const T* input;   // (batch, height, width, groups, channels)
+  const T* offset;  // (batch, out_height, out_width, groups, points, 2)
+  const T* mask;    // (batch, out_height, out_width, groups, points)
+};
+
+// A share of the work on the gradient of the map: heads (or groups) of one batch element. Shares do
+// not write to the same numbers, so they may run at the same time, and every number is summed in one
+// order however the work is shared out.
+struct MapShare {
+  int64_t batch, head_begin, head_end;
+};
+
+// Every function works on a part of the problem, to be called from several threads at once.
+template <class T>
+struct Kernels {
+  // Rows (batch element, query) from begin to end of output (batch, queries, heads, channels).
+  void (*ms_deform_attn)(const MsDeformAttn<T>&, T* output, int64_t begin, int64_t end);
+  void (*ms_deform_attn_point_gradients)(const MsDeformAttn<T>&, const T* output_gradient,
+                                         T* locations_gradient, T* weights_gradient, int64_t begin,
+                                         int64_t end);
+  // value_gradient must be zero before.
+  void (*ms_deform_attn_value_gradient)(const MsDeformAttn<T>&, const T* output_gradient,
+                                        T* value_gradient, const MapShare& share);
+
+  // Rows (batch element, output row) from begin to end of output (batch, out_height, ...).
+  void (*dcnv3)(const Dcnv3<T>&, T* output, int64_t begin, int64_t end);
+  void (*dcnv3_point_gradients)(const Dcnv3<T>&, const T* output_gradient, T* offset_gradient,
+                                T* mask_gradient, int64_t begin, int64_t end);
+  // input_gradient must be zero before.
+  void (*dcnv3_input_gradient)(const Dcnv3<T>&, const T* output_gradient, T* input_gradient,
+                               const MapShare& share);
+};
+
+struct Isa {
+  const char* name;
+  Kernels<float> for_float;
+  Kernels<double> for_double;
+};
+
+extern const Isa kBaseline;
+#if defined(__x86_64__)
+extern const Isa kAvx2;
+extern const Isa kAvx512;
+#endif
+
+// The instruction set in use: the best this CPU has, or the one set by select_isa.
+const Isa& current_isa();
+// Name null selects the best again. False if the CPU or the build lacks it.
+bool select_isa(const char* name);
+// The k-th instruction set that can be selected, best first; null past the last.
+const char* available_isa(int k);
+
+template <class T>
+const Kernels<T>& current_kernels();
+template <>
+inline const Kernels<float>& current_kernels<float>() {
+  return current_isa().for_float;
+}
+template <>
+inline const Kernels<double>& current_kernels<double>() {
+  return current_isa().for_double;
+}
+
+}  // namespace bevperception::cpu

@@ -1,0 +1,307 @@
+// The inner loops that all operators share. A first phase (the operators' own) turns sampling points
+// into corners: indices and weights of four cells each. Here is the second: multiply-adds of those
+// cells over the channels of one head at a time, held in registers.
+#pragma once
+
+#include "../common/bilinear.h"
+#include "memory.h"
+#include "vectors.h"
+
+namespace bevperception::cpu {
+namespace {
+
+// Corners of a run of points, one array a quantity. Corner 2 * y + x is the cell (y, x) where 0 is
+// the low and 1 the high cell of the axis. A point that is not live is skipped.
+template <class T>
+struct Corners {
+  T* __restrict weight[4];
+  int32_t* __restrict cell[4];
+  int32_t* __restrict live;
+};
+
+// Memory for the corners of `capacity` points and four extra numbers for each.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t capacity) : padded_((capacity + 15) / 16 * 16), memory_(padded_ * kBytes) {
+    T* numbers = static_cast<T*>(memory_.data());
+    int32_t* indices = reinterpret_cast<int32_t*>(numbers + 8 * padded_);
+    for (int k = 0; k < 4; ++k) corners_.weight[k] = numbers + k * padded_;
+    for (int k = 0; k < 4; ++k) corners_.cell[k] = indices + k * padded_;
+    corners_.live = indices + 4 * padded_;
+  }
+
+  const Corners<T>& corners() const { return corners_; }
+  T* dots() const { return static_cast<T*>(memory_.data()) + 4 * padded_; }  // (points, 4)
+
+ private:
+  static constexpr int64_t kBytes = 8 * sizeof(T) + 5 * sizeof(int32_t);  // a point
+  int64_t padded_;
+  AlignedMemory memory_;
+  Corners<T> corners_;
+};
+
+// How heads lie in memory, and which of them a call works on.
+struct HeadRange {
+  int64_t heads, channels;  // of the tensors; a cell has heads * channels numbers
+  int64_t begin, end;       // heads to work on; corners hold only these
+  int64_t points;           // of a head
+  bool prefetch;            // ask for cells ahead of their use; pays when the map exceeds the cache
+
+  int64_t cell_stride() const { return heads * channels; }
+  int64_t count() const { return end - begin; }
+};
+
+// Points whose corners are held at a time: small enough for the first-level cache.
+constexpr int64_t kChunkPoints = 512;
+
+BEV_INLINE int64_t rows_of_chunk(int64_t points_of_row) {
+  return points_of_row < kChunkPoints ? kChunkPoints / (points_of_row > 0 ? points_of_row : 1) : 1;
+}
+
+// Points for which cells are prefetched ahead, roughly; long enough to cover the latency of memory.
+constexpr int64_t kPrefetchPoints = 24;
+
+template <class T>
+BEV_INLINE void write_corner_weights(const Corners<T>& corners, int64_t i, const AxisSample<T>& x,
+                                     const AxisSample<T>& y, T weight) {
+  const T low = y.low_weight * weight, high = y.high_weight * weight;
+  corners.weight[0][i] = low * x.low_weight;
+  corners.weight[1][i] = low * x.high_weight;
+  corners.weight[2][i] = high * x.low_weight;
+  corners.weight[3][i] = high * x.high_weight;
+}
+
+template <class T>
+BEV_INLINE void write_corner_cells(const Corners<T>& corners, int64_t i, const AxisSample<T>& x,
+                                   const AxisSample<T>& y, int32_t width, int32_t start) {
+  const int32_t low = start + y.low * width, high = start + y.high * width;
+  corners.cell[0][i] = low + x.low;
+  corners.cell[1][i] = low + x.high;
+  corners.cell[2][i] = high + x.low;
+  corners.cell[3][i] = high + x.high;
+  corners.live[i] = touches_map(x, y) ? 1 : 0;
+}
+
+// Calls body.template run<N, COUNT>(channel) for consecutive blocks of COUNT vectors of N channels.
+template <class T, class Body>
+BEV_INLINE void for_channel_blocks(int64_t channels, const Body& body) {
+  constexpr int kFull = BEV_VECTOR_BYTES / sizeof(T);
+  int64_t c = 0;
+  for (; channels - c >= 4 * kFull; c += 4 * kFull) body.template run<kFull, 4>(c);
+  for (; channels - c >= 2 * kFull; c += 2 * kFull) body.template run<kFull, 2>(c);
+  if (channels - c >= kFull) body.template run<kFull, 1>(c), c += kFull;
+  if constexpr (kFull > 8) {
+    if (channels - c >= 8) body.template run<8, 1>(c), c += 8;
+  }
+  if constexpr (kFull > 4) {
+    if (channels - c >= 4) body.template run<4, 1>(c), c += 4;
+  }
+  for (; c < channels; ++c) body.template run<1, 1>(c);
+}
+
+template <int LINES, int WRITE>
+BEV_INLINE void prefetch_lines(const void* from) {
+  for (int k = 0; k < LINES; ++k) __builtin_prefetch(static_cast<const char*>(from) + 64 * k, WRITE, 3);
+}
+
+template <class T, int N, int COUNT>
+constexpr int lines_of_block() {
+  return (N * COUNT * static_cast<int>(sizeof(T)) + 63) / 64;
+}
+
+// One (row, head): its points' corners and where its channels start in a map.
+template <class T, bool PREFETCH>
+struct HeadTask {
+  const Corners<T>& corners;
+  int64_t first, points;  // of the corners
+  int64_t cell_stride;
+  int64_t ahead_first;      // corners to prefetch
+  int64_t ahead_channel;    // their head's first channel
+
+  template <int LINES, int WRITE, class Map>
+  BEV_INLINE void prefetch(Map* map_of_cell_0, int64_t p, int64_t c) const {
+    if constexpr (PREFETCH) {
+      for (int k = 0; k < 4; ++k) {
+        const int64_t cell = corners.cell[k][ahead_first + p];
+        prefetch_lines<LINES, WRITE>(map_of_cell_0 + cell * cell_stride + ahead_channel + c);
+      }
+    }
+  }
+};
+
+template <class T, bool PREFETCH>
+struct Gather {
+  const HeadTask<T, PREFETCH>& task;
+  const T* map;      // cell 0, channel 0 of head 0
+  int64_t channel;   // first of the head
+  T* output;         // of the (row, head)
+
+  template <int N, int COUNT>
+  BEV_INLINE void run(int64_t c) const {
+    constexpr int kSums = COUNT > 2 ? 2 : 4;  // independent chains of additions, as registers allow
+    Vector<T, N> sum[kSums][COUNT] = {};
+    const Corners<T>& corners = task.corners;
+    for (int64_t p = 0; p < task.points; ++p) {
+      const int64_t i = task.first + p;
+      task.template prefetch<lines_of_block<T, N, COUNT>(), 0>(map, p, c);
+      if (!corners.live[i]) continue;
+      for (int k = 0; k < 4; ++k) {
+        const T* cell = map + corners.cell[k][i] * task.cell_stride + channel + c;
+        const Vector<T, N> weight = broadcast<N>(corners.weight[k][i]);
+        for (int j = 0; j < COUNT; ++j) sum[k % kSums][j] += weight * load<N>(cell + j * N);
+      }
+    }
+    for (int j = 0; j < COUNT; ++j) {
+      Vector<T, N> total = sum[0][j] + sum[1][j];
+      if constexpr (kSums == 4) total += sum[2][j] + sum[3][j];
+      store<N>(output + c + j * N, total);
+    }
+  }
+};
+
+template <class T, bool PREFETCH>
+struct Dot {
+  const HeadTask<T, PREFETCH>& task;
+  const T* map;
+  int64_t channel;
+  const T* gradient;  // of the (row, head)'s output
+  T* dots;            // (points, 4) of the (row, head)
+
+  template <int N, int COUNT>
+  BEV_INLINE void run(int64_t c) const {
+    Vector<T, N> g[COUNT];
+    for (int j = 0; j < COUNT; ++j) g[j] = load<N>(gradient + c + j * N);
+    const Corners<T>& corners = task.corners;
+    for (int64_t p = 0; p < task.points; ++p) {
+      const int64_t i = task.first + p;
+      task.template prefetch<lines_of_block<T, N, COUNT>(), 0>(map, p, c);
+      FourSums<T> sums = {};
+      if (corners.live[i]) {
+        Vector<T, N> product[4];
+        for (int k = 0; k < 4; ++k) {
+          const T* cell = map + corners.cell[k][i] * task.cell_stride + channel + c;
+          product[k] = g[0] * load<N>(cell);
+          for (int j = 1; j < COUNT; ++j) product[k] += g[j] * load<N>(cell + j * N);
+        }
+        sums = four_sums<N, T>(product[0], product[1], product[2], product[3]);
+      }
+      if (c == 0) {
+        for (int k = 0; k < 4; ++k) dots[4 * p + k] = sums.sum[k];
+      } else {
+        for (int k = 0; k < 4; ++k) dots[4 * p + k] += sums.sum[k];
+      }
+    }
+  }
+};
+
+template <class T, bool PREFETCH>
+struct Scatter {
+  const HeadTask<T, PREFETCH>& task;
+  T* map;  // gradient of the map
+  int64_t channel;
+  const T* gradient;  // of the (row, head)'s output
+
+  template <int N, int COUNT>
+  BEV_INLINE void run(int64_t c) const {
+    Vector<T, N> g[COUNT];
+    for (int j = 0; j < COUNT; ++j) g[j] = load<N>(gradient + c + j * N);
+    const Corners<T>& corners = task.corners;
+    for (int64_t p = 0; p < task.points; ++p) {
+      const int64_t i = task.first + p;
+      task.template prefetch<lines_of_block<T, N, COUNT>(), 1>(map, p, c);
+      if (!corners.live[i]) continue;
+      for (int k = 0; k < 4; ++k) {
+        T* cell = map + corners.cell[k][i] * task.cell_stride + channel + c;
+        const Vector<T, N> weight = broadcast<N>(corners.weight[k][i]);
+        for (int j = 0; j < COUNT; ++j) store<N>(cell + j * N, load<N>(cell + j * N) + weight * g[j]);
+      }
+    }
+  }
+};
+
+// Calls visit(row, head, task) for every head of every row.
+template <class T, bool PREFETCH, class Visit>
+BEV_INLINE void for_heads(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const Visit& visit) {
+  const int64_t steps = (kPrefetchPoints + heads.points - 1) / (heads.points > 0 ? heads.points : 1);
+  const int64_t last = rows * heads.count() - 1;
+  int64_t first = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t head = heads.begin; head < heads.end; ++head, first += heads.points) {
+      HeadTask<T, PREFETCH> task{corners, first, heads.points, heads.cell_stride(), 0, 0};
+      if constexpr (PREFETCH) {
+        int64_t ahead = row * heads.count() + head - heads.begin + steps;
+        ahead = ahead < last ? ahead : last;
+        task.ahead_first = ahead * heads.points;
+        task.ahead_channel = (heads.begin + ahead % heads.count()) * heads.channels;
+      }
+      visit(row, head, task);
+    }
+  }
+}
+
+// output (rows, heads, channels) = weighted sums of the cells of `map`.
+template <class T, bool PREFETCH>
+BEV_INLINE void gather_rows_impl(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const T* map,
+                                 T* output) {
+  for_heads<T, PREFETCH>(corners, rows, heads, [&](int64_t row, int64_t head, const HeadTask<T, PREFETCH>& task) {
+    const int64_t channel = head * heads.channels;
+    for_channel_blocks<T>(heads.channels,
+                          Gather<T, PREFETCH>{task, map, channel, output + row * heads.cell_stride() + channel});
+  });
+}
+
+template <class T>
+void gather_rows(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const T* map, T* output) {
+  if (heads.prefetch) {
+    gather_rows_impl<T, true>(corners, rows, heads, map, output);
+  } else {
+    gather_rows_impl<T, false>(corners, rows, heads, map, output);
+  }
+}
+
+// dots (rows, heads in range, points, 4) = products of the output's gradient with the four cells.
+template <class T, bool PREFETCH>
+BEV_INLINE void dot_rows_impl(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const T* map,
+                              const T* gradient, T* dots) {
+  for_heads<T, PREFETCH>(corners, rows, heads, [&](int64_t row, int64_t head, const HeadTask<T, PREFETCH>& task) {
+    const int64_t channel = head * heads.channels;
+    for_channel_blocks<T>(heads.channels,
+                          Dot<T, PREFETCH>{task, map, channel, gradient + row * heads.cell_stride() + channel,
+                                           dots + 4 * task.first});
+  });
+}
+
+template <class T>
+void dot_rows(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const T* map, const T* gradient,
+              T* dots) {
+  if (heads.prefetch) {
+    dot_rows_impl<T, true>(corners, rows, heads, map, gradient, dots);
+  } else {
+    dot_rows_impl<T, false>(corners, rows, heads, map, gradient, dots);
+  }
+}
+
+// map_gradient += the output's gradient, spread over the four cells of each point.
+template <class T, bool PREFETCH>
+BEV_INLINE void scatter_rows_impl(const Corners<T>& corners, int64_t rows, const HeadRange& heads,
+                                  const T* gradient, T* map_gradient) {
+  for_heads<T, PREFETCH>(corners, rows, heads, [&](int64_t row, int64_t head, const HeadTask<T, PREFETCH>& task) {
+    const int64_t channel = head * heads.channels;
+    for_channel_blocks<T>(heads.channels, Scatter<T, PREFETCH>{task, map_gradient, channel,
+                                                               gradient + row * heads.cell_stride() + channel});
+  });
+}
+
+template <class T>
+void scatter_rows(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const T* gradient,
+                  T* map_gradient) {
+  if (heads.prefetch) {
+    scatter_rows_impl<T, true>(corners, rows, heads, gradient, map_gradient);
+  } else {
+    scatter_rows_impl<T, false>(corners, rows, heads, gradient, map_gradient);
+  }
+}
+
+}  // namespace
+}  // namespace bevperception::cpu
