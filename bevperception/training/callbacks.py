@@ -1,0 +1,171 @@
+"""What happens around the steps: evaluation, progress for the user, the report of skipped samples."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from torch import nn
+
+from bevperception.checkpoints.weights import Card, code_commit, save_weights
+from bevperception.config_io import config_to_dict, flatten
+from bevperception.distributed import gather_objects
+from bevperception.training.averaging import WeightAveraging, model_of
+from bevperception.training.module import TrainingModule, evaluation_mode
+
+Evaluate = Callable[[nn.Module, torch.device, Path], dict[str, Any]]
+"""(model, device, folder for results) to nested metrics, called in every process; all get the same."""
+
+SKIPPED_NAME = "skipped.json"
+
+
+class Evaluation(Callback):
+    """Evaluates every so many steps and at the end, where it exports the weights, too.
+
+    Args:
+        evaluate: see :data:`Evaluate`.
+        out: run folder; results go to ``evaluation/step-...``, weights beside it.
+        every: optimiser steps between evaluations; 0 for the end alone.
+        averaging: gives the weights that are evaluated and exported.
+    """
+
+    def __init__(self, evaluate: Evaluate, out: Path, every: int, averaging: WeightAveraging) -> None:
+        self.evaluate, self.out, self.every, self.averaging = evaluate, out, every, averaging
+        self.metrics: dict[str, Any] = {}
+        self._last_step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A step that was resumed from has been evaluated."""
+        self._last_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Evaluate after an optimiser step whose turn it is; the last step's comes at the end."""
+        step = trainer.global_step
+        if self.every and step % self.every == 0 and self._last_step < step < trainer.max_steps:
+            self._last_step = step
+            self._run(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Export the weights, evaluate them, and put the metrics on their card."""
+        self._export(trainer, pl_module)
+        self._run(trainer, pl_module)
+        self._export(trainer, pl_module)
+
+    def _run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        step = trainer.global_step
+        model = model_of(pl_module)
+        folder = self.out / "evaluation" / f"step-{step:08d}"
+        with self.averaging.applied(pl_module), evaluation_mode(model):
+            self.metrics = self.evaluate(model, pl_module.device, folder)
+        numbers = {f"val/{k}": v for k, v in flatten(self.metrics) if isinstance(v, (int, float))}
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step)
+
+    def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        if not trainer.is_global_zero:
+            return
+        card = Card(
+            config=config_to_dict(pl_module.config),
+            step=trainer.global_step,
+            averaged=bool(self.averaging.weights.average),
+            metrics=self.metrics,
+            commit=code_commit(),
+        )
+        with self.averaging.applied(pl_module):
+            save_weights(self.out, model_of(pl_module).state_dict(), card)
+
+
+class SkippedReport(Callback):
+    """Says at the end which samples were skipped, and writes them down.
+
+    Args:
+        out: run folder.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Collect from all processes, write ``skipped.json`` and print a line."""
+        assert isinstance(pl_module, TrainingModule)
+        skipped: dict[str, str] = {}
+        for part in gather_objects(pl_module.skipped):
+            skipped |= part
+        if not (skipped and trainer.is_global_zero):
+            return
+        path = self.out / SKIPPED_NAME
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_text(json.dumps(skipped, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+        print(f"{len(skipped)} unreadable samples were skipped and others taken instead; see {path}")
+
+
+class StepBar(TQDMProgressBar):
+    """Lightning's bar, which calls the whole run an epoch, in steps."""
+
+    def init_train_tqdm(self) -> Any:
+        """The bar of the run."""
+        bar = super().init_train_tqdm()
+        bar.set_description("training")
+        return bar
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Start (or go on) counting."""
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description("training")
+        self.train_progress_bar.initial = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """The loss, without the logger's version number."""
+        metrics = dict(super().get_metrics(trainer, pl_module))
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class StepLines(Callback):
+    """One line every so many steps, where output is no terminal.
+
+    Args:
+        every: optimiser steps between lines.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self._step, self._time_s = 0, 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._step, self._time_s = trainer.global_step, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Print step, loss, rate and speed."""
+        step = trainer.global_step
+        due = step % self.every == 0 or step == trainer.max_steps
+        if step == self._step or not due or not trainer.is_global_zero:
+            return
+        now = time.monotonic()
+        speed = (now - self._time_s) / (step - self._step)
+        loss = float(trainer.callback_metrics.get("loss", torch.tensor(float("nan"))))
+        rate = trainer.optimizers[0].param_groups[-1]["lr"]
+        print(
+            f"step {step}/{trainer.max_steps}  loss {loss:.4f}  rate {rate:.2e}  {speed:.2f} s/step",
+            flush=True,
+        )
+        self._step, self._time_s = step, now
+
+
+def progress(every: int) -> Callback:
+    """A bar on a terminal, lines elsewhere."""
+    return StepBar() if sys.stdout.isatty() else StepLines(every)

@@ -1,0 +1,181 @@
+"""Training checkpoints: when they are written, that a crash never leaves half a one, and what may resume."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from bevperception.checkpoints.weights import CONFIG_KEY, differing_keys, read_checkpoint
+from bevperception.config import ExperimentConfig
+from bevperception.config_io import config_to_dict, flatten
+from bevperception.errors import CheckpointError, ConfigError
+
+CHECKPOINT_FOLDER = "checkpoints"
+AUTO = "auto"
+
+MAY_DIFFER = frozenset(
+    {
+        "data.root",
+        "data.workers",
+        "data.val_split",
+        "training.devices",
+        "training.nodes",
+        "training.batch_size",
+        "training.strategy",
+        "training.accelerator",
+        "training.initial_weights",
+        "training.checkpoint_every",
+        "training.keep_checkpoints",
+        "training.validate_every",
+        "training.log_every",
+        "training.tensorboard",
+        "model.backbone.weights",
+        "model.backbone.checkpointing",
+    }
+)
+"""Settings that a resumed run may change; batch size, devices and nodes only with an equal product."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, then renames.
+
+    Lightning's own writes to the system's temporary folder, from where a move to another disk may be
+    interrupted halfway.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """See the class."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class StepCheckpoint(Checkpoint):
+    """A checkpoint every so many optimiser steps and at the last one.
+
+    Args:
+        folder: of the checkpoints.
+        every: optimiser steps between them.
+        keep: so many newest stay; 0 keeps all.
+        last_step: the run's last step.
+    """
+
+    def __init__(self, folder: Path, every: int, keep: int, last_step: int) -> None:
+        self.folder, self.every, self.keep, self.last_step = folder, every, keep, last_step
+        self._saved_step = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A step that was resumed from has its checkpoint."""
+        self._saved_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save after an optimiser step whose turn it is."""
+        step = trainer.global_step
+        if step != self._saved_step and (step % self.every == 0 or step == self.last_step):
+            trainer.save_checkpoint(checkpoint_path(self.folder, step))
+            self._saved_step = step
+            if trainer.is_global_zero:
+                self._remove_old()
+
+    def _remove_old(self) -> None:
+        if self.keep:
+            for path in list_checkpoints(self.folder)[: -self.keep]:
+                path.unlink(missing_ok=True)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}.ckpt"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a folder by step, oldest first."""
+    return sorted(p for p in folder.glob("step-*.ckpt") if re.fullmatch(r"step-\d+\.ckpt", p.name))
+
+
+def find_resume(resume: str | None, out: Path) -> Path | None:
+    """The checkpoint that ``--resume`` means.
+
+    Args:
+        resume: None to start afresh, 'auto' for the run folder's newest checkpoint (afresh if it has
+            none), or a checkpoint's path.
+        out: run folder.
+
+    Raises:
+        CheckpointError: a path that is no file; or checkpoints in the run folder that the run would
+            mix with its own.
+    """
+    present = list_checkpoints(out / CHECKPOINT_FOLDER)
+    if resume is None:
+        if present:
+            raise CheckpointError(
+                f"{out} holds checkpoints of an earlier run ({present[-1].name})\n"
+                "go on with --resume auto, or choose another --out"
+            )
+        return None
+    if resume == AUTO:
+        return present[-1] if present else None
+    path = Path(resume)
+    if not path.is_file():
+        raise CheckpointError(f"cannot resume: no checkpoint at {path}")
+    if present and path.resolve() != present[-1].resolve():
+        raise CheckpointError(
+            f"{out} holds other checkpoints than the one to resume from (newest: {present[-1].name})\n"
+            "go on with --resume auto, or choose another --out"
+        )
+    return path
+
+
+def check_resumable(path: Path, config: ExperimentConfig) -> int:
+    """Refuse to go on with a checkpoint under settings that would make another run of it.
+
+    Args:
+        path: training checkpoint.
+        config: of the run that wants to go on.
+
+    Returns:
+        Optimiser steps that it has taken.
+
+    Raises:
+        CheckpointError: it is missing, damaged or not one of this project's.
+        ConfigError: the differing keys.
+    """
+    checkpoint = read_checkpoint(path)
+    there, here = checkpoint[CONFIG_KEY], config_to_dict(config)
+    differing = [key for key in differing_keys(there, here) if key not in MAY_DIFFER]
+    if _global_batch(there) != _global_batch(here):
+        differing.append("training.batch_size x devices x nodes")
+    if differing:
+        old, new = dict(flatten(there)), dict(flatten(here))
+        shown = [f"{k} ({old[k]} there, {new[k]} now)" if k in old and k in new else k for k in differing]
+        more = f", and {len(shown) - 4} more" if len(shown) > 4 else ""
+        raise ConfigError(
+            f"cannot resume {path} with other settings: {', '.join(shown[:4])}{more}\n"
+            "set them back, or start a new run from it with --training.initial_weights"
+        )
+    return int(checkpoint["global_step"])
+
+
+def _global_batch(config: Mapping[str, Any]) -> int:
+    training = config["training"]
+    return int(training["batch_size"] * training["devices"] * training["nodes"])

@@ -1,0 +1,48 @@
+"""The training data as Lightning takes it up, from any step on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader
+
+from bevperception.config import ExperimentConfig
+from bevperception.data.loading import SampleSource, build_loader
+from bevperception.training.sampler import StepSampler
+
+
+class TrainingData(pl.LightningDataModule):
+    """Builds the training loader when Lightning knows its processes and the step to go on from.
+
+    Args:
+        config: of the run.
+        source: training samples; (index, draw) determines a sample's augmentation.
+    """
+
+    def __init__(self, config: ExperimentConfig, source: SampleSource) -> None:
+        super().__init__()
+        self.config, self.source = config, source
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Micro-batches of this process, from the trainer's (possibly restored) step on."""
+        trainer = self.trainer
+        assert trainer is not None
+        training = self.config.training
+        sampler = StepSampler(
+            len(self.source),
+            training.batch_size,
+            training.steps,
+            training.accumulate,
+            training.seed,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            first_step=trainer.global_step,
+        )
+        return build_loader(
+            self.source,
+            sampler,
+            self.config.data.workers,
+            pin_memory=trainer.strategy.root_device.type == "cuda",
+            replace=self.config.data.bad_samples == "skip",
+        )

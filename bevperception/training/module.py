@@ -1,0 +1,230 @@
+"""What one training step does: the queue of frames, losses, gradients, and the checks on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from bevperception.checkpoints.weights import CONFIG_KEY
+from bevperception.config import ExperimentConfig
+from bevperception.config_io import config_to_dict
+from bevperception.data.loading import Failure, Loaded
+from bevperception.distributed import first_error, gather_objects, mean_over_processes, rank, world_size
+from bevperception.errors import NonFiniteLossError
+from bevperception.models.losses import ReduceMean
+from bevperception.structures import (
+    Batch,
+    BEVMemory,
+    CameraFrames,
+    DetectionOutputs,
+    ModelOutputs,
+    Targets,
+)
+from bevperception.training.optimizer import build_optimizer
+from bevperception.training.seeding import STEP, derive_seed
+
+SKIPPED_KEY = "bevperception_skipped"
+"""Where a checkpoint holds the samples that were skipped: reason by token."""
+
+
+class TrainableModel(Protocol):
+    """What training asks of a model; :class:`bevperception.models.bevformer.BEVFormer` is one."""
+
+    def __call__(self, frames: CameraFrames, memory: BEVMemory | None) -> tuple[ModelOutputs, BEVMemory]:
+        """Outputs of a frame, and the memory for the next."""
+
+    def image_features(self, frames: CameraFrames) -> list[Tensor]:
+        """Backbone and neck."""
+
+    def encode(self, features: list[Tensor], frames: CameraFrames, memory: BEVMemory | None) -> Tensor:
+        """BEV features."""
+
+    def remember(self, bev: Tensor, frames: CameraFrames) -> BEVMemory:
+        """The memory that the next frame needs."""
+
+    def losses(self, outputs: ModelOutputs, targets: Targets, reduce_mean: ReduceMean) -> dict[str, Tensor]:
+        """Weighted losses by name."""
+
+
+def recall(model: TrainableModel, batch: Batch) -> BEVMemory | None:
+    """Memory of a queue's earlier frames, as the paper trains: without gradient or drop-out.
+
+    Args:
+        model: run frame by frame, oldest first, up to the BEV features (no heads).
+        batch: a queue. Where ``history_valid`` is false a sample's memory starts anew after the frame.
+
+    Returns:
+        The memory before the current frame; None without any valid earlier frame.
+
+    Source: BEVFormer (ECCV 2022), section 3.6; ``obtain_history_bev`` of its published code.
+    """
+    memory: BEVMemory | None = None
+    with torch.no_grad(), evaluation_mode(model):
+        for index, frames in enumerate(batch.history):
+            valid = batch.history_valid[:, index]
+            if memory is None and not bool(valid.any()):
+                continue  # nothing but placeholders so far
+            bev = model.encode(model.image_features(frames), frames, memory)
+            memory = model.remember(bev, frames).keep(valid)
+    return None if memory is None else memory.detach()
+
+
+@contextmanager
+def evaluation_mode(model: object) -> Iterator[None]:
+    """Every submodule is in evaluation mode inside the block, and as it was before after it."""
+    assert isinstance(model, nn.Module)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def in_single_precision(outputs: ModelOutputs) -> ModelOutputs:
+    """The same predictions in float32 at least: half precision is too coarse for losses and metres."""
+
+    def widen(value: Tensor) -> Tensor:
+        return value.float() if value.dtype.itemsize < 4 else value
+
+    found, maps = outputs.detection, outputs.segmentation_logits
+    return ModelOutputs(
+        bev=outputs.bev,
+        detection=found and DetectionOutputs(widen(found.class_logits), widen(found.box_codes)),
+        segmentation_logits=None if maps is None else widen(maps),
+    )
+
+
+class TrainingModule(pl.LightningModule):
+    """A model with its optimiser, for ``lightning.pytorch.Trainer``.
+
+    Args:
+        config: of the run; a checkpoint carries it.
+        model: what to train; see :class:`TrainableModel`.
+    """
+
+    def __init__(self, config: ExperimentConfig, model: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+        self.skipped: dict[str, str] = {}
+        self._tokens: list[str] = []
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and its schedule, stepped at every optimiser step."""
+        optimizer, schedule = build_optimizer(self.model, self.config.training)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_before_batch_transfer(self, batch: Loaded, dataloader_idx: int) -> Batch:
+        """The batch, unless some process's could not be loaded.
+
+        Raises:
+            BevError: in every process, what the first of them met.
+        """
+        error = first_error(batch.error if isinstance(batch, Failure) else None, self.device)
+        if error is not None:
+            raise error
+        assert isinstance(batch, Batch), "training needs full batches: bad samples are replaced"
+        return batch
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed drop-out and drop-path from the step, so that a resumed run draws the same."""
+        training = self.config.training
+        micro_batch = batch_idx % training.accumulate
+        torch.manual_seed(derive_seed(STEP, training.seed, self.global_step, micro_batch, rank()))
+        self._tokens = [*(self._tokens if micro_batch else []), *batch.tokens]
+        self.skipped |= {bad.token: bad.reason for bad in batch.skipped}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one micro-batch of this process.
+
+        Raises:
+            NonFiniteLossError: in every process, when it is NaN or infinite in any.
+        """
+        model: Any = self.model
+        memory = recall(model, batch)
+        outputs, _ = model(batch.frames, memory)
+        assert batch.targets is not None
+        with torch.autocast(self.device.type, enabled=False):
+            losses = model.losses(in_single_precision(outputs), batch.targets, mean_over_processes)
+        total = torch.stack(list(losses.values())).sum()
+        self._report(total.detach(), {name: value.detach() for name, value in losses.items()}, batch)
+        return total + self._touch_all_parameters() if world_size() > 1 else total
+
+    def _report(self, total: Tensor, losses: dict[str, Tensor], batch: Batch) -> None:
+        """Log the losses' means over processes; stop all of them if one is not finite."""
+        local = torch.stack([total, *losses.values()])
+        means = mean_over_processes(local)
+        values = dict(zip(("loss", *losses), means.tolist(), strict=True))
+        if not bool(torch.isfinite(means).all()):
+            mine = batch.tokens if not bool(torch.isfinite(local).all()) else []
+            names = [name for name, value in values.items() if not _is_finite(value) and name != "loss"]
+            raise NonFiniteLossError(
+                self._non_finite_message(f"loss ({', '.join(names[:4])})", gather_objects(mine))
+            )
+        logged = {f"train/{name}": value for name, value in values.items()}
+        self.log_dict(logged, batch_size=len(batch))
+        self.log("loss", values["loss"], prog_bar=True, logger=False, batch_size=len(batch))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of the whole gradient.
+
+        Raises:
+            NonFiniteLossError: when it is NaN or infinite, before the weights are touched. Under
+                16-mixed Lightning's loss scaling skips such a step instead.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not bool(torch.isfinite(norm)) and self.config.training.precision != "16-mixed":
+            tokens = gather_objects(self._tokens)
+            raise NonFiniteLossError(self._non_finite_message("gradient", tokens))
+        limit = self.config.training.gradient_clip
+        if limit > 0.0:
+            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        rate = optimizer.param_groups[-1]["lr"]
+        self.log_dict(
+            {"train/gradient_norm": norm, "train/learning_rate": rate, "train/skipped": self._skips()}
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the configuration and the skipped samples into the checkpoint."""
+        checkpoint[CONFIG_KEY] = config_to_dict(self.config)
+        checkpoint[SKIPPED_KEY] = dict(self.skipped)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the skipped samples again."""
+        self.skipped = dict(checkpoint.get(SKIPPED_KEY, {}))
+
+    def _skips(self) -> float:
+        return float(len(self.skipped))
+
+    def _touch_all_parameters(self) -> Tensor:
+        """Zero that depends on every parameter: DDP waits for all of their gradients.
+
+        A head or a camera may have had no part in this process's loss.
+        """
+        first = [p.flatten()[:1] for p in self.model.parameters() if p.requires_grad]
+        return torch.cat(first).sum() * 0.0
+
+    def _non_finite_message(self, what: str, tokens: Sequence[Sequence[str]]) -> str:
+        found = [token for part in tokens for token in part]
+        return (
+            f"the {what} is NaN or infinite at step {self.global_step + 1}, sample {', '.join(found[:8])}\n"
+            "the weights before this step are in the newest checkpoint; likely causes: a damaged sample, a "
+            "learning rate too high, or half precision"
+        )
+
+
+def _is_finite(value: float) -> bool:
+    return value - value == 0.0

@@ -1,0 +1,149 @@
+"""A training run from configuration to exported weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import nn
+
+from bevperception.checkpoints.weights import load_into, read_weights
+from bevperception.config import ExperimentConfig
+from bevperception.config_io import dump_config
+from bevperception.data.loading import SampleSource
+from bevperception.distributed import is_first_process
+from bevperception.training.averaging import WeightAveraging
+from bevperception.training.callbacks import Evaluate, Evaluation, SkippedReport, progress
+from bevperception.training.checkpointing import (
+    CHECKPOINT_FOLDER,
+    AtomicCheckpointIO,
+    StepCheckpoint,
+    check_resumable,
+    find_resume,
+)
+from bevperception.training.loader import TrainingData
+from bevperception.training.module import TrainingModule
+
+_NOISE = (
+    "The '.*_dataloader' does not have many workers",
+    "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler goes on by itself
+    "Experiment logs directory .* exists",
+    "GPU available but not used",
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+    "Starting from v1.9.0, `tensorboardX` has been removed",
+    ".*lr_scheduler.step\\(\\).* before .*optimizer.step\\(\\)",  # a step that loss scaling skipped
+    "Found .* module\\(s\\) in eval mode at the start of training",  # frozen stages
+)
+
+
+def train(
+    config: ExperimentConfig,
+    model: nn.Module,
+    source: SampleSource,
+    evaluate: Evaluate,
+    out: Path,
+    resume: str | None = None,
+) -> dict[str, Any]:
+    """Train, checkpoint, evaluate and export.
+
+    The run folder gets ``config.yaml``, ``checkpoints/``, ``logs/``, ``evaluation/``, and at the end
+    ``weights.safetensors`` with ``card.json``.
+
+    Args:
+        config: of the run.
+        model: with its first weights.
+        source: training samples.
+        evaluate: see :data:`~bevperception.training.callbacks.Evaluate`.
+        out: run folder.
+        resume: see :func:`~bevperception.training.checkpointing.find_resume`.
+
+    Returns:
+        Metrics of the last evaluation; empty if a resumed run had no steps left.
+
+    Raises:
+        BevError: the checkpoint does not fit, a sample cannot be read, or the loss is not finite.
+    """
+    quieten_lightning()
+    checkpoint = find_resume(resume, out)
+    done = 0 if checkpoint is None else check_resumable(checkpoint, config)
+    if is_first_process():
+        dump_config(config, out / "config.yaml")
+        if checkpoint is not None:
+            print(f"resuming {checkpoint} at step {done} of {config.training.steps}")
+    if config.training.initial_weights and checkpoint is None:
+        load_into(model, read_weights(config.training.initial_weights), config)
+    averaging = WeightAveraging(config.training.ema_decay)
+    evaluation = Evaluation(evaluate, out, config.training.validate_every, averaging)
+    trainer = build_trainer(config, out, averaging, evaluation)
+    module = TrainingModule(config, model)
+    data = TrainingData(config, source)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if done >= config.training.steps:
+        print(f"nothing left to train; the weights are those of {checkpoint}")
+    return evaluation.metrics
+
+
+def build_trainer(
+    config: ExperimentConfig, out: Path, averaging: WeightAveraging, evaluation: Evaluation
+) -> pl.Trainer:
+    """Lightning's trainer for a run counted in steps: the whole run is one of its epochs."""
+    training = config.training
+    checkpoints = StepCheckpoint(
+        out / CHECKPOINT_FOLDER, training.checkpoint_every, training.keep_checkpoints, training.steps
+    )
+    return pl.Trainer(
+        accelerator=training.accelerator,
+        devices=training.devices,
+        num_nodes=training.nodes,
+        strategy=build_strategy(config),
+        precision=training.precision,
+        max_steps=training.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=training.accumulate,
+        log_every_n_steps=training.log_every,
+        logger=build_loggers(config, out),
+        callbacks=[averaging, evaluation, SkippedReport(out), progress(training.log_every), checkpoints],
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=out,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+    )
+
+
+def build_strategy(config: ExperimentConfig) -> str | Strategy:
+    """'auto' means one process, or DistributedDataParallel over several."""
+    training = config.training
+    if training.strategy == "auto" and training.devices * training.nodes > 1:
+        # Every parameter gets a gradient: see TrainingModule.training_step.
+        return DDPStrategy(find_unused_parameters=False)
+    return training.strategy
+
+
+def build_loggers(config: ExperimentConfig, out: Path) -> list[Logger]:
+    """CSV always; TensorBoard by setting, if it is installed. A resumed run gets a version of its own."""
+    csv = CSVLogger(out, name="logs", flush_logs_every_n_steps=config.training.log_every)
+    loggers: list[Logger] = [csv]
+    if config.training.tensorboard and importlib.util.find_spec("tensorboard") is not None:
+        loggers.append(TensorBoardLogger(out, name="logs", version=csv.version))
+    return loggers
+
+
+def quieten_lightning() -> None:
+    """Drop the messages of Lightning that say nothing to this project's user."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message)
+
+
+def seed_weights(seed: int) -> None:
+    """Make the first random weights a function of the seed."""
+    torch.manual_seed(seed)
