@@ -206,7 +206,8 @@ def build_dataset(
     if training and can_bus and _augments_bev(config.augmentation):
         raise ConfigError(
             "BEV rotation, scale and flips do not go with model.bev.can_bus or alignment=published, "
-            "which read absolute poses\nset augmentation.bev_rotation_deg=0, bev_scale=[1,1], bev_flip_x=0, bev_flip_y=0"
+            "which read absolute poses\nset augmentation.bev_rotation_deg=0, bev_scale=[1,1], "
+            "bev_flip_x=0, bev_flip_y=0"
         )
     return NuScenesDataset(
         reader,

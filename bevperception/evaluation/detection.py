@@ -1,0 +1,228 @@
+"""nuScenes detection metrics, computed by the unmodified devkit."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.detection.data_classes import DetectionMetrics
+from nuscenes.eval.detection.evaluate import DetectionEval
+from nuscenes.eval.detection.utils import category_to_detection_name
+
+from bevperception.data.nuscenes import NuScenesReader
+from bevperception.data.splits import check_evaluable
+from bevperception.errors import DataError
+from bevperception.evaluation.submission import SubmissionBox, write_json, write_submission
+from bevperception.taxonomy import DETECTION_CLASSES
+
+CONFIG_NAME = "detection_cvpr_2019"
+RESULTS_FILE = "results_nusc.json"
+METRICS_FILE = "metrics_summary.json"
+_ERRORS = ("trans_err", "scale_err", "orient_err", "vel_err", "attr_err")
+_OUT_OF_RANGE_M = 1e6
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """One class's metrics; errors are NaN where nuScenes defines none for the class.
+
+    Attributes:
+        ap: average precision, mean over the distance thresholds.
+        ap_by_distance: by threshold in metres.
+        translation_m: average translation error (ATE).
+        scale: average scale error (ASE), 1 - IoU of aligned boxes.
+        orientation_rad: average orientation error (AOE).
+        velocity_m_s: average velocity error (AVE).
+        attribute: average attribute error (AAE), 1 - accuracy.
+        ground_truth: boxes that count, after the devkit's filters.
+    """
+
+    ap: float
+    ap_by_distance: dict[str, float]
+    translation_m: float
+    scale: float
+    orientation_rad: float
+    velocity_m_s: float
+    attribute: float
+    ground_truth: int
+
+    @property
+    def errors(self) -> tuple[float, float, float, float, float]:
+        """ATE, ASE, AOE, AVE, AAE."""
+        return self.translation_m, self.scale, self.orientation_rad, self.velocity_m_s, self.attribute
+
+
+@dataclass(frozen=True)
+class DetectionSummary:
+    """Means over classes: mAP, the five mean errors (metres, 1 - IoU, radians, m/s, 1 - accuracy), NDS."""
+
+    mAP: float
+    mATE: float
+    mASE: float
+    mAOE: float
+    mAVE: float
+    mAAE: float
+    NDS: float
+
+    @classmethod
+    def over(cls, classes: Sequence[ClassMetrics]) -> DetectionSummary:
+        """The means over some classes, weighted as the devkit does (mAP 5, each error 1).
+
+        An error that none of the classes defines (NaN) has no part in NDS.
+
+        Args:
+            classes: at least one.
+        """
+        mean_ap = float(np.mean([c.ap for c in classes]))
+        ate, ase, aoe, ave, aae = (_mean_defined(e) for e in zip(*(c.errors for c in classes), strict=True))
+        scores = [max(0.0, 1.0 - error) for error in (ate, ase, aoe, ave, aae) if not np.isnan(error)]
+        return cls(mean_ap, ate, ase, aoe, ave, aae, (5 * mean_ap + sum(scores)) / (5 + len(scores)))
+
+
+@dataclass(frozen=True)
+class DetectionResult:
+    """Detection metrics of a split.
+
+    Attributes:
+        overall: the devkit's own, where a class without ground truth counts AP 0 and errors 1.
+        present: means over the classes with ground truth; None if there is none at all.
+        classes: by name, all ten.
+    """
+
+    overall: DetectionSummary
+    present: DetectionSummary | None
+    classes: dict[str, ClassMetrics]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a metrics file or a logger."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """The summary and the per-class table that people know from the devkit."""
+        lines = [f"{name}: {value:.4f}" for name, value in asdict(self.overall).items()]
+        if self.present is not None and self.present != self.overall:
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in asdict(self.present).items())
+            count = sum(c.ground_truth > 0 for c in self.classes.values())
+            lines.append(f"over the {count} classes present: {shown}")
+        lines += ["", "Per-class results:"]
+        header = ("Object Class", "GT", "AP", "ATE", "ASE", "AOE", "AVE", "AAE")
+        lines.append(f"{header[0]:<22}{header[1]:>7}" + "".join(f"{h:>8}" for h in header[2:]))
+        for name, metrics in self.classes.items():
+            numbers = "".join(f"{value:8.3f}" for value in (metrics.ap, *metrics.errors))
+            lines.append(f"{name:<22}{metrics.ground_truth:>7}{numbers}")
+        return "\n".join(lines)
+
+
+def evaluate_detection(
+    reader: NuScenesReader, split: str, results: Mapping[str, Sequence[SubmissionBox]], output_folder: Path
+) -> DetectionResult:
+    """Evaluate a split with the devkit; writes the submission and the metrics.
+
+    Args:
+        reader: open tables.
+        split: predefined for the tables' version, or named in splits.json.
+        results: boxes by sample token (see :func:`~bevperception.evaluation.submission.submission_boxes`);
+            samples of other splits are left out.
+        output_folder: :data:`RESULTS_FILE` and :data:`METRICS_FILE` are written here.
+
+    Raises:
+        ConfigError: if the split does not exist or belongs to another version.
+        DataError: if results of some samples are missing.
+    """
+    check_evaluable(split, reader.nusc.version)
+    tokens = [token for scene in reader.scenes(split) for token in scene.sample_tokens]
+    missing = [token for token in tokens if token not in results]
+    if missing:
+        raise DataError(
+            f"results for {len(missing)} of the {len(tokens)} samples of split {split!r} are missing, first "
+            f"{missing[0]}\npredict the whole split"
+        )
+    of_split = {token: results[token] for token in tokens}
+    write_submission(output_folder / RESULTS_FILE, of_split)
+    metrics, counts = _run_devkit(reader, split, of_split)
+    result = _result(metrics, counts)
+    write_json(output_folder / METRICS_FILE, metrics.serialize() | {"present_classes": result.as_dict()})
+    return result
+
+
+def _run_devkit(
+    reader: NuScenesReader, split: str, results: Mapping[str, Sequence[SubmissionBox]]
+) -> tuple[DetectionMetrics, dict[str, int]]:
+    """The devkit's metrics and the number of ground-truth boxes of each class that count.
+
+    The devkit raises when there is no prediction at all, or no ground truth at all. A single prediction
+    too far away to count stands in for the first; the second has nothing to evaluate.
+    """
+    config = config_factory(CONFIG_NAME)
+    if not _has_ground_truth(reader, results):
+        return _metrics_of_nothing(config), dict.fromkeys(DETECTION_CLASSES, 0)
+    if not any(results.values()):
+        first = next(iter(results))
+        results = {**results, first: [_far_away(first)]}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / RESULTS_FILE
+        write_submission(path, results)
+        evaluation = DetectionEval(
+            reader.nusc, config, str(path), eval_set=split, output_dir=folder, verbose=False
+        )
+        metrics, _ = evaluation.evaluate()
+    counts = dict.fromkeys(DETECTION_CLASSES, 0)
+    for box in evaluation.gt_boxes.all:
+        counts[box.detection_name] += 1
+    return metrics, counts
+
+
+def _has_ground_truth(reader: NuScenesReader, tokens: Mapping[str, object]) -> bool:
+    annotations = (
+        reader.nusc.get("sample_annotation", annotation)
+        for token in tokens
+        for annotation in reader.nusc.get("sample", token)["anns"]
+    )
+    return any(category_to_detection_name(record["category_name"]) is not None for record in annotations)
+
+
+def _far_away(sample_token: str) -> SubmissionBox:
+    return {
+        "sample_token": sample_token,
+        "translation": [_OUT_OF_RANGE_M, _OUT_OF_RANGE_M, 0.0],
+        "size": [1.0, 1.0, 1.0],
+        "rotation": [1.0, 0.0, 0.0, 0.0],
+        "velocity": [0.0, 0.0],
+        "detection_name": DETECTION_CLASSES[0],
+        "detection_score": 0.0,
+        "attribute_name": "",
+    }
+
+
+def _metrics_of_nothing(config: Any) -> DetectionMetrics:
+    metrics = DetectionMetrics(config)
+    undefined = {"traffic_cone": _ERRORS[2:], "barrier": _ERRORS[3:]}
+    for name in config.class_names:
+        for distance in config.dist_ths:
+            metrics.add_label_ap(name, distance, 0.0)
+        for error in _ERRORS:
+            metrics.add_label_tp(name, error, float("nan") if error in undefined.get(name, ()) else 1.0)
+    return metrics
+
+
+def _result(metrics: DetectionMetrics, counts: Mapping[str, int]) -> DetectionResult:
+    classes = {}
+    for name in DETECTION_CLASSES:
+        by_distance = {str(d): float(metrics.get_label_ap(name, d)) for d in metrics.cfg.dist_ths}
+        ate, ase, aoe, ave, aae = (float(metrics.get_label_tp(name, error)) for error in _ERRORS)
+        ap = float(metrics.mean_dist_aps[name])
+        classes[name] = ClassMetrics(ap, by_distance, ate, ase, aoe, ave, aae, counts[name])
+    ate, ase, aoe, ave, aae = (float(metrics.tp_errors[error]) for error in _ERRORS)
+    overall = DetectionSummary(metrics.mean_ap, ate, ase, aoe, ave, aae, metrics.nd_score)
+    present = [c for c in classes.values() if c.ground_truth > 0]
+    return DetectionResult(overall, DetectionSummary.over(present) if present else None, classes)
+
+
+def _mean_defined(values: Sequence[float]) -> float:
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
