@@ -1,0 +1,1 @@
+"""Measurements of speed and memory: programs for tools/benchmark.py."""
