@@ -6,55 +6,54 @@
 namespace bevperception {
 
 // The two cells of an axis that a position lies between. A cell outside the map keeps a clamped
-// index, which is always safe to read, and weight 0.
-template <class T>
+// index, which is always safe to read, and weight 0. F: numbers; I: 32-bit indices.
+template <class F, class I>
 struct AxisSample {
-  int32_t low, high;         // clamped indices
-  T low_weight, high_weight;  // 0 where the cell is outside
-  T low_inside, high_inside;  // 1 or 0
+  I low, high;                // clamped indices
+  F low_weight, high_weight;  // 0 where the cell is outside
+  F low_inside, high_inside;  // 1 or 0
+  I first;                    // the low index before clamping; -2: no cell of this axis is inside
 };
 
-// position: in cells, centres on integers. Anything not in (-1, size), NaN included, samples zero.
-template <class T>
-BEV_HD AxisSample<T> sample_axis(T position, int32_t size) {
-  const bool inside = position > T(-1) && position < T(size);
-  const T safe = inside ? position : T(-1);  // cell -1: outside; its neighbour has weight 0
-  const T below = floor_of(safe);
-  const T fraction = safe - below;
-  const int32_t low = static_cast<int32_t>(below);
-  const int32_t high = low + 1;
-  AxisSample<T> sample;
-  sample.low_inside = low >= 0 ? T(1) : T(0);
-  sample.high_inside = inside && high < size ? T(1) : T(0);
-  sample.low_weight = low >= 0 ? T(1) - fraction : T(0);
-  sample.high_weight = high < size ? fraction : T(0);
-  sample.low = low > 0 ? low : 0;
-  sample.high = high < size ? high : size - 1;
+// position: in cells, centres on integers. Anything not in (-1, cells), NaN included, samples zero.
+// size: cells as F.
+template <class F, class I>
+BEV_HD AxisSample<F, I> sample_axis(F position, F size, I cells) {
+  const F zero = constant<F, 0>(), one = constant<F, 1>();
+  const F safe = (position > constant<F, -1>()) & (position < size) ? position : constant<F, -2>();
+  const F cut = convert<F>(convert<I>(safe));
+  const F below = cut > safe ? cut - one : cut;
+  const F fraction = safe - below;
+  AxisSample<F, I> sample;
+  sample.low_inside = below >= zero ? one : zero;
+  sample.high_inside = (below >= constant<F, -1>()) & (below < size - one) ? one : zero;
+  sample.low_weight = below >= zero ? one - fraction : zero;
+  sample.high_weight = below < size - one ? fraction : zero;
+  const I first = convert<I>(below), second = first + 1, none = constant<I, 0>();
+  sample.first = first;
+  sample.low = first > none ? first : none;
+  sample.high = second > none ? second : none;
+  sample.high = sample.high < cells ? sample.high : cells - 1;
   return sample;
 }
 
-// True if at least one of the point's four cells may lie inside the map.
-template <class T>
-BEV_HD bool touches_map(const AxisSample<T>& x, const AxisSample<T>& y) {
-  return (x.low_inside + x.high_inside) * (y.low_inside + y.high_inside) > T(0);
-}
-
-template <class T>
+template <class F>
 struct PointGradient {
-  T weight;  // by the point's own weight
-  T x, y;    // by its position in cells
+  F weight;  // by the point's own weight
+  F x, y;    // by its position in cells
 };
 
-// dot_yx: sum over channels of the output's gradient times the value of the cell (y, x), where y and
-// x are 0 for the low and 1 for the high cell; those outside the map may hold any finite number.
-template <class T>
-BEV_HD PointGradient<T> point_gradient(const AxisSample<T>& x, const AxisSample<T>& y, T weight,
-                                       T dot_00, T dot_01, T dot_10, T dot_11) {
-  const T row_low = x.low_weight * dot_00 + x.high_weight * dot_01;
-  const T row_high = x.low_weight * dot_10 + x.high_weight * dot_11;
-  const T slope_low = x.high_inside * dot_01 - x.low_inside * dot_00;
-  const T slope_high = x.high_inside * dot_11 - x.low_inside * dot_10;
-  PointGradient<T> gradient;
+// Gradients of one point. dot_yx: sum over channels of the output's gradient times the value of the
+// cell (y, x), where y and x are 0 for the low and 1 for the high cell; for cells outside the map it
+// may be any finite number.
+template <class F, class I>
+BEV_HD PointGradient<F> point_gradient(const AxisSample<F, I>& x, const AxisSample<F, I>& y, F weight,
+                                       F dot_00, F dot_01, F dot_10, F dot_11) {
+  const F row_low = x.low_weight * dot_00 + x.high_weight * dot_01;
+  const F row_high = x.low_weight * dot_10 + x.high_weight * dot_11;
+  const F slope_low = x.high_inside * dot_01 - x.low_inside * dot_00;
+  const F slope_high = x.high_inside * dot_11 - x.low_inside * dot_10;
+  PointGradient<F> gradient;
   gradient.weight = y.low_weight * row_low + y.high_weight * row_high;
   gradient.x = weight * (y.low_weight * slope_low + y.high_weight * slope_high);
   gradient.y = weight * (y.high_inside * row_high - y.low_inside * row_low);

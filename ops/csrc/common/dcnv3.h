@@ -39,8 +39,8 @@ BEV_HD Tap kernel_tap(const Dcnv3Sizes& sizes, int32_t point) {
 }
 
 // Position of a point on one axis, in input cells.
-template <class T>
-BEV_HD T tap_position(T centre, T tap, T offset, T offset_scale) {
+template <class F>
+BEV_HD F tap_position(F centre, F tap, F offset, F offset_scale) {
   return centre + (tap + offset) * offset_scale;
 }
 

@@ -15,9 +15,10 @@ struct MsDeformAttnSizes {
   int64_t batch, cells, heads, channels, queries, levels, points;
 };
 
-// A location in 0..1 over the map's edges, as a position in cells with centres on integers.
-template <class T>
-BEV_HD T location_to_position(T location, T size) {
+// A location in 0..1 over the map's edges, as a position in cells with centres on integers. T: the
+// number type that F is or holds.
+template <class T, class F>
+BEV_HD F location_to_position(F location, F size) {
   return location * size - T(0.5);
 }
 

@@ -35,68 +35,88 @@ class TapGrid {
   AlignedMemory memory_;
 };
 
-// The part of the problem that all points of a chunk share.
+// A run of points of a chunk: where they lie.
 template <class T>
-struct ChunkOrigin {
-  T centre_x, centre_y;
+struct ChunkPoints {
+  const TapGrid<T>& grid;
+  T centre_x, centre_y;  // of the chunk's first cell
   int32_t width, height;
   T offset_scale;
 
-  ChunkOrigin(const Dcnv3<T>& problem, int64_t out_y, int64_t out_x)
-      : centre_x(static_cast<T>(kernel_centre(problem.sizes, out_x))),
+  ChunkPoints(const Dcnv3<T>& problem, const TapGrid<T>& tap_grid, int64_t out_y, int64_t out_x)
+      : grid(tap_grid),
+        centre_x(static_cast<T>(kernel_centre(problem.sizes, out_x))),
         centre_y(static_cast<T>(kernel_centre(problem.sizes, out_y))),
         width(static_cast<int32_t>(problem.sizes.width)),
         height(static_cast<int32_t>(problem.sizes.height)),
         offset_scale(problem.offset_scale) {}
 
-  BEV_INLINE AxisSample<T> sample_x(const TapGrid<T>& grid, const T* offset, int64_t first, int64_t i) const {
-    const T centre = centre_x + grid.centre_x[first + i];
-    return sample_axis(tap_position(centre, grid.tap_x[first + i], offset[2 * i], offset_scale), width);
-  }
-  BEV_INLINE AxisSample<T> sample_y(const TapGrid<T>& grid, const T* offset, int64_t first, int64_t i) const {
-    return sample_axis(tap_position(centre_y, grid.tap_y[first + i], offset[2 * i + 1], offset_scale), height);
+  template <int N>
+  using Axis = AxisSample<Vector<T, N>, Vector<int32_t, N>>;
+
+  // Points i to i + N of the chunk, whose offsets begin at `offset`.
+  template <int N>
+  BEV_INLINE Pair<Axis<N>> sample(int64_t i, const T* offset) const {
+    const auto moved = load_pairs<N>(offset);
+    const auto scale = broadcast<N>(offset_scale);
+    const auto x = tap_position(centre_x + load<N>(grid.centre_x + i), load<N>(grid.tap_x + i), moved.first, scale);
+    const auto y = tap_position(broadcast<N>(centre_y), load<N>(grid.tap_y + i), moved.second, scale);
+    return {sample_axis(x, broadcast<N>(static_cast<T>(width)), broadcast<N>(width)),
+            sample_axis(y, broadcast<N>(static_cast<T>(height)), broadcast<N>(height))};
   }
 };
 
-// Corners of `count` points that lie one after the other, from `first` of the chunk.
 template <class T>
-BEV_INLINE void find_corners(const TapGrid<T>& grid, const ChunkOrigin<T>& origin, const T* __restrict offset,
-                             const T* __restrict mask, int64_t first, int64_t count, const Corners<T>& corners) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i) {
-    const AxisSample<T> x = origin.sample_x(grid, offset, first, i), y = origin.sample_y(grid, offset, first, i);
-    write_corner_weights(corners, first + i, x, y, mask[i]);
-    write_corner_cells(corners, first + i, x, y, origin.width, 0);
+struct FindTapCorners {
+  const ChunkPoints<T>& points;
+  Corners<T> corners;
+  int64_t first;  // of the chunk
+  const T* __restrict offset;
+  const T* __restrict mask;
+
+  template <int N>
+  BEV_INLINE void run(int64_t i) const {
+    const auto sample = points.template sample<N>(first + i, offset + 2 * i);
+    write_corners<N, T>(corners, first + i, sample.first, sample.second, load<N>(mask + i),
+                        broadcast<N>(points.width), Vector<int32_t, N>{});
   }
-}
+};
+
+// Gradients of a chunk's points from the products of dot_rows.
+template <class T>
+struct FinishTapGradients {
+  const ChunkPoints<T>& points;
+  const T* __restrict dots;  // (points, 4)
+  const T* __restrict offset;
+  const T* __restrict mask;
+  T* __restrict offset_gradient;
+  T* __restrict mask_gradient;
+
+  template <int N>
+  BEV_INLINE void run(int64_t i) const {
+    const auto sample = points.template sample<N>(i, offset + 2 * i);
+    Vector<T, N> dot[4];
+    load_quads<N, T>(dots + 4 * i, dot);
+    const auto gradient =
+        point_gradient(sample.first, sample.second, load<N>(mask + i), dot[0], dot[1], dot[2], dot[3]);
+    const auto scale = broadcast<N>(points.offset_scale);
+    store<N>(mask_gradient + i, gradient.weight);
+    store_pairs<N, T>(offset_gradient + 2 * i, gradient.x * scale, gradient.y * scale);
+  }
+};
 
 // Corners of a range of groups of a run of output cells.
 template <class T>
 BEV_INLINE void find_chunk_corners(const Dcnv3<T>& problem, const TapGrid<T>& grid, const HeadRange& groups,
-                                   const ChunkOrigin<T>& origin, int64_t cell, int64_t cells,
+                                   const ChunkPoints<T>& points, int64_t cell, int64_t cells,
                                    const Corners<T>& corners) {
   const bool contiguous = groups.count() == groups.heads;
   const int64_t runs = contiguous ? 1 : cells;
   const int64_t count = contiguous ? cells * grid.points_of_cell : grid.points_of_cell;
   for (int64_t run = 0; run < runs; ++run) {
     const int64_t i = ((cell + run) * groups.heads + groups.begin) * groups.points;
-    find_corners(grid, origin, problem.offset + 2 * i, problem.mask + i, run * count, count, corners);
-  }
-}
-
-template <class T>
-BEV_INLINE void finish_point_gradients(const TapGrid<T>& grid, const ChunkOrigin<T>& origin,
-                                       const T* __restrict offset, const T* __restrict mask,
-                                       const T* __restrict dots, int64_t count, T* __restrict offset_gradient,
-                                       T* __restrict mask_gradient) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i) {
-    const AxisSample<T> x = origin.sample_x(grid, offset, 0, i), y = origin.sample_y(grid, offset, 0, i);
-    const PointGradient<T> gradient =
-        point_gradient(x, y, mask[i], dots[4 * i], dots[4 * i + 1], dots[4 * i + 2], dots[4 * i + 3]);
-    mask_gradient[i] = gradient.weight;
-    offset_gradient[2 * i] = gradient.x * origin.offset_scale;
-    offset_gradient[2 * i + 1] = gradient.y * origin.offset_scale;
+    for_blocks<T>(count,
+                  FindTapCorners<T>{points, corners, run * count, problem.offset + 2 * i, problem.mask + i});
   }
 }
 
@@ -110,17 +130,17 @@ BEV_INLINE int64_t cells_of_chunk(const Dcnv3Sizes& sizes, int64_t groups) {
   return cells < sizes.out_width ? cells : sizes.out_width;
 }
 
-// Calls visit(batch, first output cell of all, cells, origin) for runs of cells in the rows (batch
+// Calls visit(batch, first output cell of all, cells, points) for runs of cells in the rows (batch
 // element, output row) from begin to end.
 template <class T, class Visit>
-BEV_INLINE void for_cell_chunks(const Dcnv3<T>& problem, int64_t begin, int64_t end, int64_t chunk,
+BEV_INLINE void for_cell_chunks(const Dcnv3<T>& problem, int64_t begin, int64_t end, const TapGrid<T>& grid,
                                 const Visit& visit) {
   const Dcnv3Sizes& sizes = problem.sizes;
   for (int64_t row = begin; row < end; ++row) {
-    for (int64_t x = 0; x < sizes.out_width; x += chunk) {
+    for (int64_t x = 0; x < sizes.out_width; x += grid.cells_of_chunk) {
       const int64_t left = sizes.out_width - x;
-      const ChunkOrigin<T> origin(problem, row % sizes.out_height, x);
-      visit(row / sizes.out_height, row * sizes.out_width + x, left < chunk ? left : chunk, origin);
+      const ChunkPoints<T> points(problem, grid, row % sizes.out_height, x);
+      visit(row / sizes.out_height, row * sizes.out_width + x, left < grid.cells_of_chunk ? left : grid.cells_of_chunk, points);
     }
   }
 }
@@ -131,9 +151,9 @@ void dcnv3(const Dcnv3<T>& problem, T* output, int64_t begin, int64_t end) {
   const HeadRange groups = group_range(sizes, 0, sizes.groups);
   const TapGrid<T> grid(sizes, sizes.groups, cells_of_chunk(sizes, sizes.groups));
   const Scratch<T> scratch(grid.points_of_cell * grid.cells_of_chunk);
-  for_cell_chunks(problem, begin, end, grid.cells_of_chunk,
-                  [&](int64_t batch, int64_t cell, int64_t cells, const ChunkOrigin<T>& origin) {
-                    find_chunk_corners(problem, grid, groups, origin, cell, cells, scratch.corners());
+  for_cell_chunks(problem, begin, end, grid,
+                  [&](int64_t batch, int64_t cell, int64_t cells, const ChunkPoints<T>& points) {
+                    find_chunk_corners(problem, grid, groups, points, cell, cells, scratch.corners());
                     const T* map = problem.input + batch * sizes.height * sizes.width * groups.cell_stride();
                     gather_rows(scratch.corners(), cells, groups, map, output + cell * groups.cell_stride());
                   });
@@ -146,15 +166,16 @@ void dcnv3_point_gradients(const Dcnv3<T>& problem, const T* output_gradient, T*
   const HeadRange groups = group_range(sizes, 0, sizes.groups);
   const TapGrid<T> grid(sizes, sizes.groups, cells_of_chunk(sizes, sizes.groups));
   const Scratch<T> scratch(grid.points_of_cell * grid.cells_of_chunk);
-  for_cell_chunks(problem, begin, end, grid.cells_of_chunk,
-                  [&](int64_t batch, int64_t cell, int64_t cells, const ChunkOrigin<T>& origin) {
+  for_cell_chunks(problem, begin, end, grid,
+                  [&](int64_t batch, int64_t cell, int64_t cells, const ChunkPoints<T>& points) {
                     const int64_t i = cell * grid.points_of_cell, count = cells * grid.points_of_cell;
-                    find_chunk_corners(problem, grid, groups, origin, cell, cells, scratch.corners());
+                    find_chunk_corners(problem, grid, groups, points, cell, cells, scratch.corners());
                     const T* map = problem.input + batch * sizes.height * sizes.width * groups.cell_stride();
                     dot_rows(scratch.corners(), cells, groups, map, output_gradient + cell * groups.cell_stride(),
                              scratch.dots());
-                    finish_point_gradients(grid, origin, problem.offset + 2 * i, problem.mask + i, scratch.dots(),
-                                           count, offset_gradient + 2 * i, mask_gradient + i);
+                    for_blocks<T>(count, FinishTapGradients<T>{points, scratch.dots(), problem.offset + 2 * i,
+                                                               problem.mask + i, offset_gradient + 2 * i,
+                                                               mask_gradient + i});
                   });
 }
 
@@ -167,9 +188,9 @@ void dcnv3_input_gradient(const Dcnv3<T>& problem, const T* output_gradient, T* 
   const Scratch<T> scratch(grid.points_of_cell * grid.cells_of_chunk);
   T* map_gradient = input_gradient + share.batch * sizes.height * sizes.width * groups.cell_stride();
   const int64_t begin = share.batch * sizes.out_height;
-  for_cell_chunks(problem, begin, begin + sizes.out_height, grid.cells_of_chunk,
-                  [&](int64_t, int64_t cell, int64_t cells, const ChunkOrigin<T>& origin) {
-                    find_chunk_corners(problem, grid, groups, origin, cell, cells, scratch.corners());
+  for_cell_chunks(problem, begin, begin + sizes.out_height, grid,
+                  [&](int64_t, int64_t cell, int64_t cells, const ChunkPoints<T>& points) {
+                    find_chunk_corners(problem, grid, groups, points, cell, cells, scratch.corners());
                     scatter_rows(scratch.corners(), cells, groups, output_gradient + cell * groups.cell_stride(),
                                  map_gradient);
                   });

@@ -40,43 +40,59 @@ class PointLevels {
   AlignedMemory memory_;
 };
 
+// One row's head range: where its points lie.
 template <class T>
-BEV_INLINE AxisSample<T> sample_x(const PointLevels<T>& levels, const T* locations, int64_t i) {
-  return sample_axis(location_to_position(locations[2 * i], levels.width[i]), levels.columns[i]);
-}
+struct RowPoints {
+  const PointLevels<T>& levels;
+  const T* __restrict locations;
+  const T* __restrict weights;
 
-template <class T>
-BEV_INLINE AxisSample<T> sample_y(const PointLevels<T>& levels, const T* locations, int64_t i) {
-  return sample_axis(location_to_position(locations[2 * i + 1], levels.height[i]), levels.rows[i]);
-}
+  template <int N>
+  using Axis = AxisSample<Vector<T, N>, Vector<int32_t, N>>;
 
-// Corners of one row's head range, at `first` of the scratch.
-template <class T>
-BEV_INLINE void find_corners(const PointLevels<T>& levels, const T* __restrict locations,
-                             const T* __restrict weights, const Corners<T>& corners, int64_t first) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < levels.count; ++i) {
-    const AxisSample<T> x = sample_x(levels, locations, i), y = sample_y(levels, locations, i);
-    write_corner_weights(corners, first + i, x, y, weights[i]);
-    write_corner_cells(corners, first + i, x, y, levels.columns[i], levels.start[i]);
+  template <int N>
+  BEV_INLINE Pair<Axis<N>> sample(int64_t i) const {
+    const auto location = load_pairs<N>(locations + 2 * i);
+    const auto width = load<N>(levels.width + i), height = load<N>(levels.height + i);
+    return {sample_axis(location_to_position<T>(location.first, width), width, load<N>(levels.columns + i)),
+            sample_axis(location_to_position<T>(location.second, height), height, load<N>(levels.rows + i))};
   }
-}
+};
+
+template <class T>
+struct FindCorners {
+  RowPoints<T> row;
+  Corners<T> corners;
+  int64_t first;  // of the scratch
+
+  template <int N>
+  BEV_INLINE void run(int64_t i) const {
+    const auto sample = row.template sample<N>(i);
+    write_corners<N, T>(corners, first + i, sample.first, sample.second, load<N>(row.weights + i),
+                        load<N>(row.levels.columns + i), load<N>(row.levels.start + i));
+  }
+};
 
 // Gradients of one row's head range from the products of dot_rows.
 template <class T>
-BEV_INLINE void finish_point_gradients(const PointLevels<T>& levels, const T* __restrict locations,
-                                       const T* __restrict weights, const T* __restrict dots,
-                                       T* __restrict locations_gradient, T* __restrict weights_gradient) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < levels.count; ++i) {
-    const AxisSample<T> x = sample_x(levels, locations, i), y = sample_y(levels, locations, i);
-    const PointGradient<T> gradient = point_gradient(x, y, weights[i], dots[4 * i], dots[4 * i + 1],
-                                                     dots[4 * i + 2], dots[4 * i + 3]);
-    weights_gradient[i] = gradient.weight;
-    locations_gradient[2 * i] = gradient.x * levels.width[i];
-    locations_gradient[2 * i + 1] = gradient.y * levels.height[i];
+struct FinishPointGradients {
+  RowPoints<T> row;
+  const T* __restrict dots;  // (points, 4)
+  T* __restrict locations_gradient;
+  T* __restrict weights_gradient;
+
+  template <int N>
+  BEV_INLINE void run(int64_t i) const {
+    const auto sample = row.template sample<N>(i);
+    Vector<T, N> dot[4];
+    load_quads<N, T>(dots + 4 * i, dot);
+    const auto gradient = point_gradient(sample.first, sample.second, load<N>(row.weights + i), dot[0], dot[1],
+                                         dot[2], dot[3]);
+    store<N>(weights_gradient + i, gradient.weight);
+    store_pairs<N, T>(locations_gradient + 2 * i, gradient.x * load<N>(row.levels.width + i),
+                      gradient.y * load<N>(row.levels.height + i));
   }
-}
+};
 
 template <class T>
 BEV_INLINE HeadRange head_range(const MsDeformAttnSizes& sizes, int64_t begin, int64_t end) {
@@ -107,8 +123,8 @@ void ms_deform_attn(const MsDeformAttn<T>& problem, T* output, int64_t begin, in
   for_row_chunks(begin, end, sizes.queries, chunk, [&](int64_t row, int64_t rows) {
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t first = (row + r) * levels.count;
-      find_corners(levels, problem.locations + 2 * first, problem.weights + first, scratch.corners(),
-                   r * levels.count);
+      const RowPoints<T> points{levels, problem.locations + 2 * first, problem.weights + first};
+      for_blocks<T>(levels.count, FindCorners<T>{points, scratch.corners(), r * levels.count});
     }
     const T* map = problem.value + row / sizes.queries * sizes.cells * heads.cell_stride();
     gather_rows(scratch.corners(), rows, heads, map, output + row * heads.cell_stride());
@@ -127,15 +143,16 @@ void ms_deform_attn_point_gradients(const MsDeformAttn<T>& problem, const T* out
     const int64_t first = row * levels.count;
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = first + r * levels.count;
-      find_corners(levels, problem.locations + 2 * i, problem.weights + i, scratch.corners(), r * levels.count);
+      const RowPoints<T> points{levels, problem.locations + 2 * i, problem.weights + i};
+      for_blocks<T>(levels.count, FindCorners<T>{points, scratch.corners(), r * levels.count});
     }
     const T* map = problem.value + row / sizes.queries * sizes.cells * heads.cell_stride();
     dot_rows(scratch.corners(), rows, heads, map, output_gradient + row * heads.cell_stride(), scratch.dots());
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = first + r * levels.count;
-      finish_point_gradients(levels, problem.locations + 2 * i, problem.weights + i,
-                             scratch.dots() + 4 * r * levels.count, locations_gradient + 2 * i,
-                             weights_gradient + i);
+      const RowPoints<T> points{levels, problem.locations + 2 * i, problem.weights + i};
+      for_blocks<T>(levels.count, FinishPointGradients<T>{points, scratch.dots() + 4 * r * levels.count,
+                                                          locations_gradient + 2 * i, weights_gradient + i});
     }
   });
 }
@@ -153,8 +170,8 @@ void ms_deform_attn_value_gradient(const MsDeformAttn<T>& problem, const T* outp
   for_row_chunks(begin, begin + sizes.queries, sizes.queries, chunk, [&](int64_t row, int64_t rows) {
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t first = ((row + r) * sizes.heads + heads.begin) * heads.points;
-      find_corners(levels, problem.locations + 2 * first, problem.weights + first, scratch.corners(),
-                   r * levels.count);
+      const RowPoints<T> points{levels, problem.locations + 2 * first, problem.weights + first};
+      for_blocks<T>(levels.count, FindCorners<T>{points, scratch.corners(), r * levels.count});
     }
     scatter_rows(scratch.corners(), rows, heads, output_gradient + row * heads.cell_stride(), map_gradient);
   });

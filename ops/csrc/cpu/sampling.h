@@ -10,35 +10,30 @@
 namespace bevperception::cpu {
 namespace {
 
-// Corners of a run of points, one array a quantity. Corner 2 * y + x is the cell (y, x) where 0 is
-// the low and 1 the high cell of the axis. A point that is not live is skipped.
+// Corners of a run of points, four numbers a point: corner 2 * y + x is the cell (y, x) where 0 is the
+// low and 1 the high cell of the axis. Where no cell is inside the map, the first index is -1 and the
+// point is skipped.
 template <class T>
 struct Corners {
-  T* __restrict weight[4];
-  int32_t* __restrict cell[4];
-  int32_t* __restrict live;
+  T* __restrict weights;     // (points, 4)
+  int32_t* __restrict cells;  // (points, 4)
 };
 
-// Memory for the corners of `capacity` points and four extra numbers for each.
+// Memory for the corners of `capacity` points and four products for each.
 template <class T>
 class Scratch {
  public:
-  explicit Scratch(int64_t capacity) : padded_((capacity + 15) / 16 * 16), memory_(padded_ * kBytes) {
-    T* numbers = static_cast<T*>(memory_.data());
-    int32_t* indices = reinterpret_cast<int32_t*>(numbers + 8 * padded_);
-    for (int k = 0; k < 4; ++k) corners_.weight[k] = numbers + k * padded_;
-    for (int k = 0; k < 4; ++k) corners_.cell[k] = indices + k * padded_;
-    corners_.live = indices + 4 * padded_;
-  }
+  explicit Scratch(int64_t capacity)
+      : capacity_(capacity), memory_(capacity * static_cast<int64_t>(8 * sizeof(T) + 4 * sizeof(int32_t))) {}
 
-  const Corners<T>& corners() const { return corners_; }
-  T* dots() const { return static_cast<T*>(memory_.data()) + 4 * padded_; }  // (points, 4)
+  Corners<T> corners() const {
+    return {static_cast<T*>(memory_.data()), reinterpret_cast<int32_t*>(dots() + 4 * capacity_)};
+  }
+  T* dots() const { return static_cast<T*>(memory_.data()) + 4 * capacity_; }  // (points, 4)
 
  private:
-  static constexpr int64_t kBytes = 8 * sizeof(T) + 5 * sizeof(int32_t);  // a point
-  int64_t padded_;
+  int64_t capacity_;
   AlignedMemory memory_;
-  Corners<T> corners_;
 };
 
 // How heads lie in memory, and which of them a call works on.
@@ -62,31 +57,23 @@ BEV_INLINE int64_t rows_of_chunk(int64_t points_of_row) {
 // Points for which cells are prefetched ahead, roughly; long enough to cover the latency of memory.
 constexpr int64_t kPrefetchPoints = 24;
 
-template <class T>
-BEV_INLINE void write_corner_weights(const Corners<T>& corners, int64_t i, const AxisSample<T>& x,
-                                     const AxisSample<T>& y, T weight) {
-  const T low = y.low_weight * weight, high = y.high_weight * weight;
-  corners.weight[0][i] = low * x.low_weight;
-  corners.weight[1][i] = low * x.high_weight;
-  corners.weight[2][i] = high * x.low_weight;
-  corners.weight[3][i] = high * x.high_weight;
-}
-
-template <class T>
-BEV_INLINE void write_corner_cells(const Corners<T>& corners, int64_t i, const AxisSample<T>& x,
-                                   const AxisSample<T>& y, int32_t width, int32_t start) {
-  const int32_t low = start + y.low * width, high = start + y.high * width;
-  corners.cell[0][i] = low + x.low;
-  corners.cell[1][i] = low + x.high;
-  corners.cell[2][i] = high + x.low;
-  corners.cell[3][i] = high + x.high;
-  corners.live[i] = touches_map(x, y) ? 1 : 0;
+// Writes the corners of N points from point i on. width and start: of their maps, in cells.
+template <int N, class T, class Axis, class I>
+BEV_INLINE void write_corners(const Corners<T>& corners, int64_t i, const Axis& x, const Axis& y,
+                              const Vector<T, N>& weight, const I& width, const I& start) {
+  const auto low = y.low_weight * weight, high = y.high_weight * weight;
+  store_quads<N, T>(corners.weights + 4 * i, low * x.low_weight, low * x.high_weight, high * x.low_weight,
+                    high * x.high_weight);
+  const I row_low = start + y.low * width, row_high = start + y.high * width;
+  const I some_inside = (x.first > -2) & (y.first > -2) ? row_low + x.low : constant<I, -1>();
+  store_quads<N, int32_t>(corners.cells + 4 * i, some_inside, row_low + x.high, row_high + x.low,
+                          row_high + x.high);
 }
 
 // Calls body.template run<N, COUNT>(channel) for consecutive blocks of COUNT vectors of N channels.
 template <class T, class Body>
 BEV_INLINE void for_channel_blocks(int64_t channels, const Body& body) {
-  constexpr int kFull = BEV_VECTOR_BYTES / sizeof(T);
+  constexpr int kFull = kWidth<T>;
   int64_t c = 0;
   for (; channels - c >= 4 * kFull; c += 4 * kFull) body.template run<kFull, 4>(c);
   for (; channels - c >= 2 * kFull; c += 2 * kFull) body.template run<kFull, 2>(c);
@@ -123,7 +110,7 @@ struct HeadTask {
   BEV_INLINE void prefetch(Map* map_of_cell_0, int64_t p, int64_t c) const {
     if constexpr (PREFETCH) {
       for (int k = 0; k < 4; ++k) {
-        const int64_t cell = corners.cell[k][ahead_first + p];
+        const int64_t cell = corners.cells[4 * (ahead_first + p) + k];
         prefetch_lines<LINES, WRITE>(map_of_cell_0 + cell * cell_stride + ahead_channel + c);
       }
     }
@@ -141,14 +128,14 @@ struct Gather {
   BEV_INLINE void run(int64_t c) const {
     constexpr int kSums = COUNT > 2 ? 2 : 4;  // independent chains of additions, as registers allow
     Vector<T, N> sum[kSums][COUNT] = {};
-    const Corners<T>& corners = task.corners;
-    for (int64_t p = 0; p < task.points; ++p) {
-      const int64_t i = task.first + p;
+    const int32_t* cells = task.corners.cells + 4 * task.first;
+    const T* weights = task.corners.weights + 4 * task.first;
+    for (int64_t p = 0; p < task.points; ++p, cells += 4, weights += 4) {
       task.template prefetch<lines_of_block<T, N, COUNT>(), 0>(map, p, c);
-      if (!corners.live[i]) continue;
+      if (cells[0] < 0) continue;
       for (int k = 0; k < 4; ++k) {
-        const T* cell = map + corners.cell[k][i] * task.cell_stride + channel + c;
-        const Vector<T, N> weight = broadcast<N>(corners.weight[k][i]);
+        const T* cell = map + cells[k] * task.cell_stride + channel + c;
+        const Vector<T, N> weight = broadcast<N>(weights[k]);
         for (int j = 0; j < COUNT; ++j) sum[k % kSums][j] += weight * load<N>(cell + j * N);
       }
     }
@@ -172,24 +159,23 @@ struct Dot {
   BEV_INLINE void run(int64_t c) const {
     Vector<T, N> g[COUNT];
     for (int j = 0; j < COUNT; ++j) g[j] = load<N>(gradient + c + j * N);
-    const Corners<T>& corners = task.corners;
-    for (int64_t p = 0; p < task.points; ++p) {
-      const int64_t i = task.first + p;
+    const int32_t* cells = task.corners.cells + 4 * task.first;
+    for (int64_t p = 0; p < task.points; ++p, cells += 4) {
       task.template prefetch<lines_of_block<T, N, COUNT>(), 0>(map, p, c);
-      FourSums<T> sums = {};
-      if (corners.live[i]) {
+      T sums[4] = {};
+      if (cells[0] >= 0) {
         Vector<T, N> product[4];
         for (int k = 0; k < 4; ++k) {
-          const T* cell = map + corners.cell[k][i] * task.cell_stride + channel + c;
+          const T* cell = map + cells[k] * task.cell_stride + channel + c;
           product[k] = g[0] * load<N>(cell);
           for (int j = 1; j < COUNT; ++j) product[k] += g[j] * load<N>(cell + j * N);
         }
-        sums = four_sums<N, T>(product[0], product[1], product[2], product[3]);
+        four_sums<N, T>(product[0], product[1], product[2], product[3], sums);
       }
       if (c == 0) {
-        for (int k = 0; k < 4; ++k) dots[4 * p + k] = sums.sum[k];
+        for (int k = 0; k < 4; ++k) dots[4 * p + k] = sums[k];
       } else {
-        for (int k = 0; k < 4; ++k) dots[4 * p + k] += sums.sum[k];
+        for (int k = 0; k < 4; ++k) dots[4 * p + k] += sums[k];
       }
     }
   }
@@ -206,14 +192,14 @@ struct Scatter {
   BEV_INLINE void run(int64_t c) const {
     Vector<T, N> g[COUNT];
     for (int j = 0; j < COUNT; ++j) g[j] = load<N>(gradient + c + j * N);
-    const Corners<T>& corners = task.corners;
-    for (int64_t p = 0; p < task.points; ++p) {
-      const int64_t i = task.first + p;
+    const int32_t* cells = task.corners.cells + 4 * task.first;
+    const T* weights = task.corners.weights + 4 * task.first;
+    for (int64_t p = 0; p < task.points; ++p, cells += 4, weights += 4) {
       task.template prefetch<lines_of_block<T, N, COUNT>(), 1>(map, p, c);
-      if (!corners.live[i]) continue;
+      if (cells[0] < 0) continue;
       for (int k = 0; k < 4; ++k) {
-        T* cell = map + corners.cell[k][i] * task.cell_stride + channel + c;
-        const Vector<T, N> weight = broadcast<N>(corners.weight[k][i]);
+        T* cell = map + cells[k] * task.cell_stride + channel + c;
+        const Vector<T, N> weight = broadcast<N>(weights[k]);
         for (int j = 0; j < COUNT; ++j) store<N>(cell + j * N, load<N>(cell + j * N) + weight * g[j]);
       }
     }
