@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nuscenes.utils.geometry_utils import view_points
+from nuscenes.utils.geometry_utils import BoxVisibility, view_points
 
 from bevperception.config import DataConfig
 from bevperception.data.dataset import NuScenesDataset, collate
@@ -30,7 +30,7 @@ def test_box_centres_project_where_the_devkit_puts_them(real_keyframe: Path, bev
     seen = 0
     for camera in sample.cameras:
         data_token = reader.nusc.get("sample", token)["data"][camera.channel]
-        _, boxes, intrinsics = reader.nusc.get_sample_data(data_token, box_vis_level=0)
+        _, boxes, intrinsics = reader.nusc.get_sample_data(data_token, box_vis_level=BoxVisibility.ANY)
         by_token = {box.token: box for box in boxes}
         matrix = projection_matrix(camera, sample.bev_to_global)
         pixels, depth = project_points(annotations.boxes.values[:, :3].double(), matrix)

@@ -82,7 +82,7 @@ def test_a_class_without_labels_does_not_count() -> None:
 
 
 def test_the_threshold_at_which_nothing_is_on_does_not_win() -> None:
-    # 0.4 is on below 0.40 only; with no label at all, higher thresholds leave nothing to divide.
+    # 0.42 is on at the thresholds 0.35 and 0.40; above, no cell is on or labelled: nothing to divide.
     metric = SegmentationMetric(("vehicle",))
     logits = torch.full((1, 1, 2, 2), math.log(0.42 / 0.58))
     metric.update(logits, torch.zeros((1, 1, 2, 2)), torch.ones((1, 1), dtype=torch.bool))
