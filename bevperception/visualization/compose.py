@@ -151,7 +151,8 @@ def _summary(opinion: Opinion) -> str:
     layers = opinion.segmentation
     if layers is None:
         return f"{boxes}, no segmentation"
-    return f"{boxes}, {len(layers.classes)} segmentation layers"
+    count = len(layers.classes)
+    return f"{boxes}, {count} segmentation layer{'s' if count != 1 else ''}"
 
 
 def legend(width: int, score_threshold: float | None = None) -> Image:
