@@ -130,13 +130,20 @@ class ConfigParser(ArgumentParser):
     Args:
         description: what the program does, for ``--help``.
         program: how messages and ``--help`` call it, for example ``tools/train.py``.
+        usage: its mandatory options, for ``--help``.
         origin: where values given to :meth:`parse_values` come from, for messages.
     """
 
-    def __init__(self, description: str = "", program: str = "", origin: ConfigSource | None = None) -> None:
+    def __init__(
+        self,
+        description: str = "",
+        program: str = "",
+        usage: str = "--config FILE",
+        origin: ConfigSource | None = None,
+    ) -> None:
         super().__init__(
             prog=program or None,
-            usage=f"{program} --config FILE [--section.key VALUE ...] [options]",
+            usage=f"{program} {usage} [--section.key VALUE ...] [options]",
             description=description,
             allow_abbrev=False,
             exit_on_error=False,
@@ -180,8 +187,8 @@ class ConfigParser(ArgumentParser):
             source = fallback(found)
         elif not asks_for_help:
             raise ConfigError("--config FILE is needed: a YAML file such as those in configs/")
-        self._origin = source
-        base_values = self.parse_values(source)
+        # A parser of its own, as this one may have mandatory options that a file cannot give.
+        base_values = ConfigParser(origin=source).parse_values(source)
         self.set_defaults(dict(flatten(_only_sections(base_values.as_dict()))))
         self._origin = ConfigSource(name=COMMAND_LINE)
         options = self.parse_args(argv)
@@ -225,6 +232,9 @@ class ConfigParser(ArgumentParser):
             name = unknown.group(1)
             known = [option for action in self._actions for option in action.option_strings]
             return f"{COMMAND_LINE}: unknown option {name}.{_nearest(name.split('=')[0], known)}"
+        required = re.search(r"arguments are required: (.*)", message)
+        if required:
+            return f"{COMMAND_LINE}: --{required.group(1).replace(', ', ', --')} is needed"
         return f"{self._origin.name}: {' '.join(message.split())[:300]}"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bevperception.structures import BEVMemory, Boxes3D, CameraFrames
+from bevperception.structures import BEVMemory, Boxes3D, CameraFrames, ModelOutputs
 
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -97,6 +97,12 @@ class StreamingPredictor:
         Raises:
             ValueError: if there is more than one vehicle.
         """
+        outputs = self.observe(frames, scene_token)
+        logits = outputs.segmentation_logits
+        return self.decode(outputs), None if logits is None else logits.float().sigmoid()
+
+    def observe(self, frames: CameraFrames, scene_token: str) -> ModelOutputs:
+        """The model's raw outputs of one frame, on its device; arguments and errors as :meth:`step`."""
         if frames.batch_size != 1:
             raise ValueError(f"a StreamingPredictor follows one vehicle, got frames of {frames.batch_size}")
         if self._memory is None:
@@ -105,14 +111,18 @@ class StreamingPredictor:
             self.last_reset = self.rules.reason(self._memory, frames, scene_token != self._scene_token)
         if self.last_reset is not None:
             self._memory = None
-        frames = frames.to(self.device)
         model: Any = self.model
         with torch.inference_mode(), self._autocast():
-            outputs, memory = model(frames, self._memory)
-            boxes = [found.to("cpu") for found in model.decode(outputs)]
+            outputs, memory = model(frames.to(self.device), self._memory)
         self._memory, self._scene_token = memory, scene_token
-        logits = outputs.segmentation_logits
-        return boxes, None if logits is None else logits.float().sigmoid()
+        assert isinstance(outputs, ModelOutputs)
+        return outputs
+
+    def decode(self, outputs: ModelOutputs) -> list[Boxes3D]:
+        """Boxes of raw outputs, see :meth:`step`."""
+        model: Any = self.model
+        with torch.inference_mode():
+            return [found.to("cpu") for found in model.decode(outputs)]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "32-true":

@@ -5,6 +5,7 @@ No code runs on load: safetensors, or ``torch.load(weights_only=True)`` for trai
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -20,8 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bevperception.config import ExperimentConfig
-from bevperception.config_io import config_from_dict, config_to_dict, flatten
+from bevperception.config_io import ConfigSource, config_from_dict, config_to_dict, flatten
 from bevperception.errors import CheckpointError, ConfigError
+from bevperception.models.bevformer import BEVFormer
 
 WEIGHTS_NAME = "weights.safetensors"
 CARD_NAME = "card.json"
@@ -185,6 +187,33 @@ def load_into(model: nn.Module, weights: Weights, config: ExperimentConfig | Non
     if damaged:
         raise CheckpointError(f"{weights.path} holds NaN or infinite weights in {_some(damaged)}")
     model.load_state_dict(weights.state)
+
+
+def load_model(weights: Weights, config: ExperimentConfig) -> BEVFormer:
+    """Build the model of a configuration and fill it.
+
+    Raises:
+        CheckpointError: the weights are of another architecture.
+    """
+    model = BEVFormer(config.model)
+    load_into(model, weights, config)
+    return model
+
+
+def config_inside(options: argparse.Namespace) -> ConfigSource:
+    """The configuration inside the weights that a command line names, for programs without ``--config``.
+
+    Args:
+        options: ``weights`` is a path or None.
+
+    Raises:
+        ConfigError: None.
+        CheckpointError: as :func:`read_weights`.
+    """
+    if options.weights is None:
+        raise ConfigError(f"--weights PATH is needed: {WEIGHTS_NAME}, a run folder or a .ckpt file")
+    weights = read_weights(options.weights)
+    return ConfigSource(weights.card.config, name=str(weights.path))
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from bevperception.data.can_bus import CanBusReader
 from bevperception.data.image_input import ImageInput
 from bevperception.data.images import read_image
 from bevperception.data.map_labels import SegmentationLabels
-from bevperception.data.nuscenes import NuScenesReader, SampleRecord, projection_matrix
+from bevperception.data.nuscenes import NuScenesReader, SampleRecord, SceneRecord, projection_matrix
 from bevperception.data.transforms import AugmentationDraw
 from bevperception.errors import ConfigError, DataError, SampleError
 from bevperception.geometry import transform_boxes
@@ -45,7 +45,7 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
 
     Args:
         reader: open tables; may be shared.
-        split: predefined, or named in splits.json.
+        split: predefined, or named in splits.json; or the scenes themselves.
         data: image size, history and what to do with bad samples; cameras and frames are the reader's.
         augmentation: training-time augmentation; None for none.
         segmentation: what BEV segmentation labels to draw; None for none.
@@ -65,7 +65,7 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
     def __init__(
         self,
         reader: NuScenesReader,
-        split: str,
+        split: str | Sequence[SceneRecord],
         data: DataConfig,
         augmentation: AugmentationConfig | None = None,
         segmentation: SegmentationConfig | None = None,
@@ -78,7 +78,7 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         self.augmentation = augmentation
         self.history = data.history if history is None else history
         self.seed = seed
-        self.scenes = reader.scenes(split)
+        self.scenes = reader.scenes(split) if isinstance(split, str) else list(split)
         self.tokens = [token for scene in self.scenes for token in scene.sample_tokens]
         self._images = ImageInput(data)
         self._locations = {scene.token: scene.location for scene in self.scenes}
@@ -188,14 +188,14 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
 
 
 def build_dataset(
-    reader: NuScenesReader, config: ExperimentConfig, split: str, training: bool
+    reader: NuScenesReader, config: ExperimentConfig, split: str | Sequence[SceneRecord], training: bool
 ) -> NuScenesDataset:
     """The data set that a model of this configuration trains on or is evaluated on.
 
     Args:
         reader: open tables.
         config: of the whole experiment.
-        split: predefined, or named in splits.json.
+        split: predefined, or named in splits.json; or the scenes themselves.
         training: augmented queues; otherwise single plain frames, whose history is the model's memory.
 
     Raises:

@@ -184,6 +184,24 @@ class NuScenesReader:
         )
         return [self._scene(record) for record in self.nusc.scene if record["name"] in names]
 
+    def scene(self, name: str) -> SceneRecord:
+        """One scene.
+
+        Args:
+            name: its name, its token, or the token of one of its samples.
+
+        Raises:
+            DataError: if the tables have no such scene, or its chain of samples is broken.
+        """
+        owner = next((s["scene_token"] for s in self.nusc.sample if s["token"] == name), name)
+        for record in self.nusc.scene:
+            if owner in (record["name"], record["token"]):
+                return self._scene(record)
+        shown = ", ".join(scene["name"] for scene in self.nusc.scene[:8])
+        raise DataError(
+            f"{self.root / self.nusc.version} has no scene or sample {name!r}\nscenes there: {shown}"
+        )
+
     def sample(self, token: str) -> SampleRecord:
         """Calibration, poses and image files of a sample.
 

@@ -111,19 +111,18 @@ class SkippedReport(Callback):
 
 
 class StepBar(TQDMProgressBar):
-    """Lightning's bar, which calls the whole run an epoch, in steps."""
+    """Lightning's bar over the micro-batches of the whole run, which it calls an epoch."""
 
-    def init_train_tqdm(self) -> Any:
-        """The bar of the run."""
-        bar = super().init_train_tqdm()
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Show the bar, at the batch that a resumed run goes on from."""
+        super().on_train_start(trainer)
+        bar = self.train_progress_bar
+        bar.total = trainer.num_training_batches
+        bar.initial = bar.n = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         bar.set_description("training")
-        return bar
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Start (or go on) counting."""
-        super().on_train_epoch_start(trainer)
-        self.train_progress_bar.set_description("training")
-        self.train_progress_bar.initial = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        """Nothing: Lightning would count anew."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """The loss, without the logger's version number."""
@@ -157,10 +156,10 @@ class StepLines(Callback):
             return
         now = time.monotonic()
         speed = (now - self._time_s) / (step - self._step)
-        loss = float(trainer.callback_metrics.get("loss", torch.tensor(float("nan"))))
-        rate = trainer.optimizers[0].param_groups[-1]["lr"]
+        shown = {name: float(trainer.callback_metrics[name]) for name in ("loss", "train/learning_rate")}
         print(
-            f"step {step}/{trainer.max_steps}  loss {loss:.4f}  rate {rate:.2e}  {speed:.2f} s/step",
+            f"step {step}/{trainer.max_steps}  loss {shown['loss']:.4f}  "
+            f"rate {shown['train/learning_rate']:.2e}  {speed:.2f} s/step",
             flush=True,
         )
         self._step, self._time_s = step, now

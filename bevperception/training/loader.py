@@ -8,7 +8,9 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from bevperception.config import ExperimentConfig
-from bevperception.data.loading import SampleSource, build_loader
+from bevperception.data.loading import Failure, Loaded, SampleSource, build_loader
+from bevperception.distributed import first_error
+from bevperception.structures import Batch
 from bevperception.training.sampler import StepSampler
 
 
@@ -46,3 +48,17 @@ class TrainingData(pl.LightningDataModule):
             pin_memory=trainer.strategy.root_device.type == "cuda",
             replace=self.config.data.bad_samples == "skip",
         )
+
+    def on_before_batch_transfer(self, batch: Loaded, dataloader_idx: int) -> Batch:
+        """The batch, unless some process's could not be loaded.
+
+        Raises:
+            BevError: in every process, what the first of them met.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        error = first_error(batch.error if isinstance(batch, Failure) else None, trainer.strategy.root_device)
+        if error is not None:
+            raise error
+        assert isinstance(batch, Batch), "training needs full batches: bad samples are replaced"
+        return batch

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from bevperception.checkpoints.weights import CONFIG_KEY
 from bevperception.config import ExperimentConfig
 from bevperception.config_io import config_to_dict
-from bevperception.data.loading import Failure, Loaded
-from bevperception.distributed import first_error, gather_objects, mean_over_processes, rank, world_size
+from bevperception.distributed import gather_objects, mean_over_processes, rank
 from bevperception.errors import NonFiniteLossError
 from bevperception.models.losses import ReduceMean
 from bevperception.structures import (
@@ -121,18 +120,6 @@ class TrainingModule(pl.LightningModule):
         optimizer, schedule = build_optimizer(self.model, self.config.training)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_before_batch_transfer(self, batch: Loaded, dataloader_idx: int) -> Batch:
-        """The batch, unless some process's could not be loaded.
-
-        Raises:
-            BevError: in every process, what the first of them met.
-        """
-        error = first_error(batch.error if isinstance(batch, Failure) else None, self.device)
-        if error is not None:
-            raise error
-        assert isinstance(batch, Batch), "training needs full batches: bad samples are replaced"
-        return batch
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed drop-out and drop-path from the step, so that a resumed run draws the same."""
         training = self.config.training
@@ -155,7 +142,7 @@ class TrainingModule(pl.LightningModule):
             losses = model.losses(in_single_precision(outputs), batch.targets, mean_over_processes)
         total = torch.stack(list(losses.values())).sum()
         self._report(total.detach(), {name: value.detach() for name, value in losses.items()}, batch)
-        return total + self._touch_all_parameters() if world_size() > 1 else total
+        return total + self._touch_all_parameters()
 
     def _report(self, total: Tensor, losses: dict[str, Tensor], batch: Batch) -> None:
         """Log the losses' means over processes; stop all of them if one is not finite."""
@@ -210,9 +197,10 @@ class TrainingModule(pl.LightningModule):
         return float(len(self.skipped))
 
     def _touch_all_parameters(self) -> Tensor:
-        """Zero that depends on every parameter: DDP waits for all of their gradients.
+        """Zero that depends on every parameter, so that each has a gradient at every step.
 
-        A head or a camera may have had no part in this process's loss.
+        A part of the model may have had no part in this process's loss; DistributedDataParallel waits
+        for its gradient all the same, and AdamW would decay it in some processes' runs and not in others.
         """
         first = [p.flatten()[:1] for p in self.model.parameters() if p.requires_grad]
         return torch.cat(first).sum() * 0.0

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import nn
@@ -19,6 +20,7 @@ from bevperception.config import ExperimentConfig
 from bevperception.config_io import dump_config
 from bevperception.data.loading import SampleSource
 from bevperception.distributed import is_first_process
+from bevperception.errors import ConfigError
 from bevperception.training.averaging import WeightAveraging
 from bevperception.training.callbacks import Evaluate, Evaluation, SkippedReport, progress
 from bevperception.training.checkpointing import (
@@ -81,7 +83,12 @@ def train(
         load_into(model, read_weights(config.training.initial_weights), config)
     averaging = WeightAveraging(config.training.ema_decay)
     evaluation = Evaluation(evaluate, out, config.training.validate_every, averaging)
-    trainer = build_trainer(config, out, averaging, evaluation)
+    try:
+        trainer = build_trainer(config, out, averaging, evaluation)
+    except MisconfigurationException as error:
+        raise ConfigError(
+            f"training.accelerator, devices or strategy: {' '.join(str(error).split())}"
+        ) from None
     module = TrainingModule(config, model)
     data = TrainingData(config, source)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -98,6 +105,7 @@ def build_trainer(
     checkpoints = StepCheckpoint(
         out / CHECKPOINT_FOLDER, training.checkpoint_every, training.keep_checkpoints, training.steps
     )
+    shown = progress(training.log_every)
     return pl.Trainer(
         accelerator=training.accelerator,
         devices=training.devices,
@@ -109,11 +117,12 @@ def build_trainer(
         accumulate_grad_batches=training.accumulate,
         log_every_n_steps=training.log_every,
         logger=build_loggers(config, out),
-        callbacks=[averaging, evaluation, SkippedReport(out), progress(training.log_every), checkpoints],
+        callbacks=[averaging, evaluation, SkippedReport(out), shown, checkpoints],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=out,
         limit_val_batches=0,
         use_distributed_sampler=False,
+        enable_progress_bar=isinstance(shown, ProgressBar),
         enable_model_summary=False,
     )
 
@@ -142,8 +151,3 @@ def quieten_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message)
-
-
-def seed_weights(seed: int) -> None:
-    """Make the first random weights a function of the seed."""
-    torch.manual_seed(seed)

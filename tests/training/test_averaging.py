@@ -48,8 +48,13 @@ def test_applied_swaps_and_gives_back_even_after_an_error() -> None:
         for parameter in model.parameters():
             parameter.add_(1.0)
     trained = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with pytest.raises(RuntimeError, match="inside"), average.applied(model):
-        assert all(torch.equal(p, kept[name]) for name, p in model.named_parameters())
-        raise RuntimeError("inside")
+
+    def fail_inside() -> None:
+        with average.applied(model):
+            assert all(torch.equal(p, kept[name]) for name, p in model.named_parameters())
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail_inside()
     assert all(torch.equal(p, trained[name]) for name, p in model.named_parameters())
     assert all(torch.equal(value, kept[name]) for name, value in average.average.items())

@@ -1,0 +1,37 @@
+"""Running something on the devices that a configuration asks for, outside of training."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from bevperception.config import TrainingConfig
+from bevperception.errors import ConfigError
+
+
+def launch(config: TrainingConfig) -> torch.device:
+    """Start the processes of a configuration (accelerator, devices, nodes, strategy).
+
+    Returns:
+        The device of this process. With several devices Lightning starts the program again for each, so
+        call this before anything costly.
+
+    Raises:
+        ConfigError: this machine does not have them.
+    """
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    strategy = config.strategy
+    if strategy == "auto" and config.devices * config.nodes > 1:
+        strategy = "ddp"
+    try:
+        fabric = Fabric(
+            accelerator=config.accelerator, devices=config.devices, num_nodes=config.nodes, strategy=strategy
+        )
+        fabric.launch()
+    except (MisconfigurationException, ValueError) as error:
+        message = " ".join(str(error).split())
+        raise ConfigError(f"training.accelerator, devices or strategy: {message}") from None
+    return fabric.device

@@ -1,0 +1,128 @@
+"""Predictions of chosen samples as files: a submission, and BEV probabilities."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bevperception.config import ExperimentConfig, SegmentationConfig
+from bevperception.data.dataset import build_dataset
+from bevperception.data.nuscenes import NuScenesReader, SceneRecord
+from bevperception.errors import ConfigError
+from bevperception.evaluation.detection import RESULTS_FILE
+from bevperception.evaluation.runner import perceive
+from bevperception.evaluation.submission import SubmissionBox, submission_boxes, write_submission
+from bevperception.inference import StreamingPredictor
+
+
+@dataclass(frozen=True)
+class ChosenSamples:
+    """What to predict.
+
+    Attributes:
+        scenes: that the samples belong to.
+        tokens: to run the model over, scene by scene and in time order; earlier frames of a scene
+            fill the memory.
+        wanted: those whose predictions are written.
+    """
+
+    scenes: Sequence[SceneRecord]
+    tokens: Sequence[str]
+    wanted: frozenset[str]
+
+
+def choose_samples(
+    reader: NuScenesReader, sample: str | None, scene: str | None, split: str | None
+) -> ChosenSamples:
+    """Samples by exactly one of three ways.
+
+    Args:
+        reader: open tables.
+        sample: token of one sample; the model sees its scene up to it.
+        scene: name or token of a scene.
+        split: predefined, or named in splits.json.
+
+    Raises:
+        ConfigError: none or several are given, or the split does not exist.
+        DataError: the sample or the scene is not in the tables.
+    """
+    if sum(choice is not None for choice in (sample, scene, split)) != 1:
+        raise ConfigError("give exactly one of --sample TOKEN, --scene NAME and --split NAME")
+    if sample is not None:
+        record = reader.scene(sample)
+        if sample not in record.sample_tokens:
+            raise ConfigError(f"--sample {sample} is a scene; give it as --scene")
+        upto = record.sample_tokens[: record.sample_tokens.index(sample) + 1]
+        return ChosenSamples([record], upto, frozenset([sample]))
+    scenes = reader.scenes(split) if split is not None else [reader.scene(str(scene))]
+    tokens = [token for record in scenes for token in record.sample_tokens]
+    return ChosenSamples(scenes, tokens, frozenset(tokens))
+
+
+def write_predictions(
+    model: nn.Module,
+    config: ExperimentConfig,
+    reader: NuScenesReader,
+    chosen: ChosenSamples,
+    device: torch.device,
+    folder: Path,
+    segmentation: bool = False,
+) -> Path:
+    """Predict and write ``results_nusc.json``, and ``segmentation/TOKEN.npz`` if asked for.
+
+    Args:
+        model: a BEVFormer of this configuration.
+        config: data, precision and segmentation settings.
+        reader: open tables.
+        chosen: samples.
+        device: where to run.
+        folder: for the files.
+        segmentation: write probabilities (classes, rows, columns) float16 with their class names and
+            range in metres (BEV frame, row 0 at y_min, column 0 at x_min).
+
+    Returns:
+        The submission's path.
+
+    Raises:
+        ConfigError: segmentation of a model without that head.
+        BevError: a sample cannot be read and bad samples are to stop the run.
+    """
+    if segmentation and not config.model.segmentation.enabled:
+        raise ConfigError("the model has no segmentation head: leave out --segmentation")
+    dataset = build_dataset(reader, config, chosen.scenes, training=False)
+    predictor = StreamingPredictor(model, device, config.training.precision)
+    results: dict[str, list[SubmissionBox]] = {token: [] for token in chosen.wanted}
+    for seen in perceive(predictor, dataset, chosen.tokens, config.data.workers, "predicting"):
+        if seen.bad is not None:
+            print(f"skipped sample {seen.bad.token}: {seen.bad.reason}")
+        if seen.token not in chosen.wanted or seen.batch is None or seen.outputs is None:
+            continue
+        pose = seen.batch.frames.bev_to_global[0]
+        results[seen.token] = submission_boxes(predictor.decode(seen.outputs)[0], pose, seen.token)
+        logits = seen.outputs.segmentation_logits
+        if segmentation and logits is not None:
+            path = folder / "segmentation" / f"{seen.token}.npz"
+            _write_maps(path, logits[0].float().sigmoid(), pose, config.model.segmentation)
+    path = folder / RESULTS_FILE
+    write_submission(path, results)
+    return path
+
+
+def _write_maps(path: Path, probabilities: Tensor, bev_to_global: Tensor, head: SegmentationConfig) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            probabilities=probabilities.cpu().numpy().astype(np.float16),
+            classes=np.array(head.classes),
+            range_m=np.array([-head.range_m, head.range_m]),
+            bev_to_global=bev_to_global.numpy(),
+        )
+    temporary.replace(path)

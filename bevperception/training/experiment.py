@@ -1,0 +1,59 @@
+"""An experiment from its configuration alone: data, model, evaluation, training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bevperception.checkpoints.backbone import load_backbone
+from bevperception.config import ExperimentConfig
+from bevperception.data.dataset import build_dataset
+from bevperception.data.nuscenes import NuScenesReader
+from bevperception.distributed import is_first_process
+from bevperception.evaluation.runner import SplitEvaluator
+from bevperception.models.bevformer import BEVFormer
+from bevperception.training.run import train
+
+
+def train_experiment(config: ExperimentConfig, out: Path, resume: str | None = None) -> dict[str, Any]:
+    """Train and evaluate what a configuration says.
+
+    Args:
+        config: the whole of it.
+        out: run folder; see :func:`bevperception.training.run.train`.
+        resume: None, 'auto' or a checkpoint's path.
+
+    Returns:
+        Metrics of the last evaluation, nested by head.
+
+    Raises:
+        BevError: whatever the user can put right.
+    """
+    reader = NuScenesReader(config.data)
+    source = build_dataset(reader, config, config.data.train_split, training=True)
+    evaluator = SplitEvaluator(config, reader, config.data.val_split)
+
+    def evaluate(model: nn.Module, device: torch.device, folder: Path) -> dict[str, Any]:
+        return evaluator(model, device, folder).as_dict()
+
+    return train(config, build_model(config), source, evaluate, out, resume)
+
+
+def build_model(config: ExperimentConfig) -> BEVFormer:
+    """The model with its first weights: random by the seed, the backbone's from a file if one is named.
+
+    Raises:
+        ConfigError: a part of the model is unknown.
+        CheckpointError: the backbone's weights are missing or do not fit.
+    """
+    torch.manual_seed(config.training.seed)
+    model = BEVFormer(config.model)
+    backbone = config.model.backbone
+    if backbone.weights is not None:
+        aside = load_backbone(model.backbone, backbone.variant, backbone.weights)
+        if is_first_process():
+            print(f"backbone weights from {backbone.weights}; {aside} other tensors in it left aside")
+    return model
