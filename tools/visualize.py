@@ -1,28 +1,29 @@
 """Draw samples: six cameras with boxes, bird's-eye views of prediction and ground truth; PNG or MP4.
 
 What is drawn is the ground truth, and beside it the boxes of a submission file (--predictions) or what a
-model perceives (--weights).
+model perceives (--weights). Without --config, the configuration inside the weights is used, or the defaults.
 """
 
 from __future__ import annotations
 
-from argparse import RawDescriptionHelpFormatter
+from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import DefaultHelpFormatter
 
-from bevperception.checkpoints.weights import load_into, read_weights
+from bevperception.checkpoints.weights import config_inside, load_model, read_weights
 from bevperception.config import ExperimentConfig
 from bevperception.config_io import ConfigParser, ConfigSource
 from bevperception.data.dataset import build_dataset
-from bevperception.data.nuscenes import NuScenesReader, SceneRecord
+from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError, DataError, run_program
+from bevperception.evaluation.devices import launch
+from bevperception.evaluation.predictions import ChosenSamples, choose_samples
 from bevperception.evaluation.runner import perceive
 from bevperception.evaluation.submission import read_submission
 from bevperception.inference import StreamingPredictor
-from bevperception.models.bevformer import BEVFormer
 from bevperception.visualization.bev import SegmentationLayers
 from bevperception.visualization.compose import Opinion, PictureStyle
 from bevperception.visualization.samples import SamplePainter, boxes_of_submission
@@ -32,7 +33,7 @@ EXAMPLES = """examples:
   the ground truth of the first sample of a split:
     tools/visualize.py --data.root /data/nuscenes --data.version v1.0-mini --split mini_val --sample 0
   a sample by its token, beside the boxes of a submission file:
-    tools/visualize.py --config configs/micro.yaml --sample ca9a282c9e77460f8360f564131a8af5 \\
+    tools/visualize.py --config configs/nuscenes.yaml --sample ca9a282c9e77460f8360f564131a8af5 \\
         --predictions out/results_nusc.json --out out/sample.png
   what a model perceives over a scene, as a video:
     tools/visualize.py --weights out/run/weights.safetensors --scene scene-0103 --out out/scene.mp4
@@ -44,62 +45,54 @@ class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 def build_parser() -> ConfigParser:
-    """The program's options; ``--data...`` and ``--model...`` are those of the configuration."""
-    parser = ConfigParser(description=__doc__ or "", program="tools/visualize.py")
+    """The program's options, over those of the configuration."""
+    usage = "(--sample TOKEN | --scene NAME)"
+    parser = ConfigParser(__doc__ or "", "tools/visualize.py", usage=usage)
     parser.formatter_class = _Help
     parser.epilog = EXAMPLES
-    parser.usage = "tools/visualize.py (--sample INDEX_OR_TOKEN | --scene NAME) [--config FILE] [options]"
-    parser.add_argument("--sample", help="one picture: position in the split, or a sample token")
-    parser.add_argument("--scene", help="a video: name of a scene of the split")
-    parser.add_argument("--split", help="where samples and scenes are looked up; default: data.val_split")
+    parser.add_argument("--sample", metavar="TOKEN", help="a picture: sample token, or position in --split")
+    parser.add_argument("--scene", metavar="NAME", help="a video: name or token of a scene")
+    parser.add_argument("--split", metavar="NAME", help="what a position counts in; default: data.val_split")
     parser.add_argument("--predictions", metavar="JSON", help="submission file whose boxes are drawn")
-    parser.add_argument("--weights", help="weights.safetensors, its folder or a .ckpt whose model is run")
+    parser.add_argument("--weights", metavar="PATH", help="weights, run folder or .ckpt of a model to run")
     parser.add_argument("--out", metavar="FILE", help=".png or .mp4; default: under out/visualize/")
     parser.add_argument("--score", type=float, default=0.3, help="boxes with lower scores are left out")
     parser.add_argument("--range", type=float, default=52.0, help="metres shown ahead and behind")
     parser.add_argument("--width", type=int, default=1600, help="of the picture in pixels")
     parser.add_argument("--fps", type=float, default=2.0, help="pictures a second; key frames come at 2")
-    parser.add_argument(
-        "--history", type=int, default=4, help="earlier frames that the model sees before a single sample"
-    )
     return parser
 
 
-def configuration_source(found: Any) -> ConfigSource:
+def settings_source(options: Namespace) -> ConfigSource:
     """Where settings come from without ``--config``: the weights, else the defaults."""
-    if found.weights is None:
-        return ConfigSource()
-    weights = read_weights(found.weights)
-    return ConfigSource(values=weights.card.config, name=str(weights.path))
+    return ConfigSource() if options.weights is None else config_inside(options)
 
 
-def chosen_tokens(options: Any, scenes: Sequence[SceneRecord], split: str) -> list[str]:
-    """Sample tokens that the command line asks for, in time order.
+def chosen_samples(options: Any, config: ExperimentConfig, reader: NuScenesReader) -> ChosenSamples:
+    """The sample or scene that the command line asks for.
 
     Raises:
-        ConfigError: if it asks for nothing, for both, or for what the split does not hold.
+        ConfigError: if it asks for nothing or for both, or for a position beyond the split.
+        DataError: if the data set has no such sample or scene.
     """
     if (options.sample is None) == (options.scene is None):
-        raise ConfigError("give either --sample INDEX_OR_TOKEN for a picture or --scene NAME for a video")
-    if options.scene is not None:
-        for scene in scenes:
-            if scene.name == options.scene:
-                return list(scene.sample_tokens)
-        names = ", ".join(scene.name for scene in scenes[:8]) + (" ..." if len(scenes) > 8 else "")
-        raise ConfigError(f"split {split!r} has no scene {options.scene}; it has {names}\nor give --split")
-    tokens = [token for scene in scenes for token in scene.sample_tokens]
-    if options.sample in tokens:
-        return [options.sample]
-    if options.sample.isdigit() and int(options.sample) < len(tokens):
-        return [tokens[int(options.sample)]]
-    raise ConfigError(
-        f"split {split!r} has no sample {options.sample!r}: give a position from 0 to {len(tokens) - 1} or a "
-        f"sample token\nof that split, or another --split"
-    )
+        raise ConfigError("give either --sample TOKEN for a picture or --scene NAME for a video")
+    sample = options.sample
+    if sample is not None and sample.isdigit() and len(sample) < 12:  # tokens have 32 hexadecimal digits
+        split = options.split or config.data.val_split
+        tokens = [token for scene in reader.scenes(split) for token in scene.sample_tokens]
+        if int(sample) >= len(tokens):
+            raise ConfigError(f"--sample {sample}: split {split!r} counts from 0 to {len(tokens) - 1}")
+        sample = tokens[int(sample)]
+    return choose_samples(reader, sample, options.scene, None)
 
 
 def output_path(options: Any, token: str) -> Path:
-    """Where the result goes, refused before any work if its ending does not fit."""
+    """Where the result goes.
+
+    Raises:
+        ConfigError: if the name's ending does not fit.
+    """
     ending = ".png" if options.scene is None else ".mp4"
     if options.out is None:
         return Path("out") / "visualize" / f"{options.scene or token}{ending}"
@@ -126,21 +119,20 @@ def predicted_boxes(file: Path, reader: NuScenesReader, tokens: Sequence[str]) -
 
 
 def perceived(
-    options: Any, config: ExperimentConfig, reader: NuScenesReader, split: str, tokens: Sequence[str]
+    weights: str, config: ExperimentConfig, reader: NuScenesReader, chosen: ChosenSamples
 ) -> Iterator[Opinion]:
-    """What the model of ``--weights`` perceives in each sample, its memory filled by the frames before.
+    """What a model perceives in each wanted sample, its memory filled by its scene's earlier frames.
 
     Raises:
         BevError: if the weights do not fit or a sample cannot be read.
     """
-    model = BEVFormer(config.model)
-    load_into(model, read_weights(options.weights), config)
-    predictor = StreamingPredictor(model, precision=config.training.precision)
-    dataset = build_dataset(reader, config, split, training=False)
-    before = reader.previous(tokens[0], options.history)[::-1]
+    config.training.devices = config.training.nodes = 1
+    model = load_model(read_weights(weights), config)
+    predictor = StreamingPredictor(model, launch(config.training), config.training.precision)
+    dataset = build_dataset(reader, config, chosen.scenes, training=False)
     heads = config.model
-    for seen in perceive(predictor, dataset, [*before, *tokens], config.data.workers, title="perceiving"):
-        if seen.token in before:
+    for seen in perceive(predictor, dataset, chosen.tokens, config.data.workers, title="perceiving"):
+        if seen.token not in chosen.wanted:
             continue
         if seen.outputs is None:
             raise DataError(seen.bad.reason if seen.bad else f"sample {seen.token} cannot be read")
@@ -159,19 +151,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         BevError: a mistake of the user's.
     """
-    parser = build_parser()
-    config, options = parser.parse_experiment(argv, configuration_source, ("weights",))
+    config, options = build_parser().parse_experiment(argv, settings_source, ("weights",))
     if options.predictions is not None and options.weights is not None:
         raise ConfigError("give either --predictions or --weights, not both")
     reader = NuScenesReader(config.data)
-    split = options.split or config.data.val_split
-    tokens = chosen_tokens(options, reader.scenes(split), split)
+    chosen = chosen_samples(options, config, reader)
+    tokens = [token for token in chosen.tokens if token in chosen.wanted]
     path = output_path(options, tokens[0])
     opinions: Iterator[Opinion | None] = iter([None] * len(tokens))
     if options.predictions is not None:
         opinions = predicted_boxes(Path(options.predictions), reader, tokens)
     elif options.weights is not None:
-        opinions = perceived(options, config, reader, split, tokens)
+        opinions = perceived(options.weights, config, reader, chosen)
     segmentation = config.model.segmentation if config.model.segmentation.enabled else None
     style = PictureStyle(width=options.width, range_m=options.range, score_threshold=options.score)
     painter = SamplePainter(reader, segmentation, style)
