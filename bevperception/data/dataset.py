@@ -87,8 +87,7 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         if segmentation is not None:
             self._labels = SegmentationLabels(reader.root, segmentation, data.divider_width_m)
             # Maps are big: load them here, once, rather than in every loader process.
-            for location in sorted(set(self._locations.values())):
-                self._labels.has_map(location)
+            self._labels.preload(self._locations.values())
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -128,7 +127,7 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         history = [current if t is None else self._frames(self.reader.sample(t), choice) for t in earlier]
         return Batch(
             history=history,
-            history_valid=torch.tensor([[t is not None for t in earlier]], dtype=torch.bool).reshape(1, -1),
+            history_valid=torch.tensor([[t is not None for t in earlier]], dtype=torch.bool),
             frames=current,
             targets=self._targets(sample, choice),
             tokens=[token],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -139,14 +139,17 @@ class SegmentationLabels:
         self._classes = config.classes
         self._grid = config.grid
         self._divider_width_m = divider_width_m
+        self._needs_map = any(name in MAP_CLASSES for name in config.classes)
 
-    def has_map(self, location: str) -> bool:
-        """Load a location's map, if its expansion is there.
+    def preload(self, locations: Iterable[str]) -> None:
+        """Load the maps of some locations now, in this process, if any class needs a map.
 
         Raises:
             DataError: see :func:`load_map`.
         """
-        return load_map(self._root, location, self._divider_width_m) is not None
+        if self._needs_map:
+            for location in sorted(set(locations)):
+                load_map(self._root, location, self._divider_width_m)
 
     def draw(self, location: str, bev_to_global: Tensor, boxes: Boxes3D) -> tuple[Tensor, Tensor]:
         """The labels of one sample.
@@ -161,7 +164,7 @@ class SegmentationLabels:
             (classes,) bool, False for map classes where the location has no map expansion.
         """
         layers = None
-        if any(name != "vehicle" for name in self._classes):
+        if self._needs_map:
             layers = load_map(self._root, location, self._divider_width_m)
         frame = _GroundFrame.of(bev_to_global, self._grid)
         labels = torch.zeros((len(self._classes), self._grid.rows, self._grid.columns))

@@ -202,8 +202,8 @@ class ImageFit:
         """
         if (image.shape[1], image.shape[0]) == self.resized:
             return image
-        shrinks = image.shape[1] > self.resized[0]
-        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        # Down to half the size bilinear sampling misses no pixel; below, area averaging (7 times slower).
+        method = cv2.INTER_AREA if image.shape[1] > 2 * self.resized[0] else cv2.INTER_LINEAR
         return np.asarray(cv2.resize(image, self.resized, interpolation=method), dtype=np.uint8)
 
     def place(self, resized: Tensor, out: Tensor, mean: Tensor, scale: Tensor) -> None:

@@ -185,8 +185,7 @@ def test_agrees_with_the_devkits_map_mask(tiny_nuscenes: Path) -> None:
 def test_no_expansion_means_no_map_labels(tiny_nuscenes: Path) -> None:
     config = SegmentationConfig(classes=("vehicle", "walkway"))
     labels = SegmentationLabels(tiny_nuscenes, config, 1.0)
-    assert not labels.has_map("boston-seaport")
-    assert labels.has_map(MAP_WITH_EXPANSION)
+    labels.preload(["boston-seaport", MAP_WITH_EXPANSION])
     box = Boxes3D(torch.tensor([[0.0, 0, 0, 4, 2, 1, 0, 0, 0]]), torch.tensor([0]))
     maps, present = labels.draw("boston-seaport", planar_pose(0, 0, 0), box)
     assert present.tolist() == [True, False]
