@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bevperception.checkpoints.published import internimage_key
+from bevperception.checkpoints.weights import read_torch_file
 from bevperception.errors import CheckpointError
 from bevperception.models.backbones import internimage
 
 BACKBONE_PREFIX = "backbone."
 _WRAPPERS = ("state_dict", "model", "module")
-_NOT_WEIGHTS = ("num_batches_tracked",)
+_MAY_BE_MISSING = ("num_batches_tracked", ".scale1", ".scale2")
+"""Counters; and layer scales, which some published detectors add at 1 to a classifier without any."""
 
 
 def load_backbone(backbone: nn.Module, variant: str, path: str | Path) -> int:
@@ -39,7 +39,7 @@ def load_backbone(backbone: nn.Module, variant: str, path: str | Path) -> int:
     path = Path(path)
     found = {_own_name(name, variant): value for name, value in _tensors(path).items()}
     expected = backbone.state_dict()
-    missing = [n for n in expected if n not in found and not n.endswith(_NOT_WEIGHTS)]
+    missing = [n for n in expected if n not in found and not n.endswith(_MAY_BE_MISSING)]
     reshaped = [n for n, value in expected.items() if n in found and found[n].shape != value.shape]
     if missing or reshaped:
         what = f"{len(missing)} of {len(expected)} parameters are missing ({', '.join(missing[:3])})"
@@ -64,18 +64,13 @@ def _own_name(name: str, variant: str) -> str:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a file; of a detector's, only those of its backbone."""
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             content: object = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"no backbone weights at {path}; see model.backbone.weights") from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"the backbone weights {path} are damaged or of no known kind: {reason}"
-        ) from None
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"cannot read the backbone weights {path}: {error}") from None
+    else:
+        content = read_torch_file(path)
     for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -142,13 +141,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing, damaged or not one of this project's.
     """
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"no checkpoint at {path}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} is damaged or not a training checkpoint: {reason}") from None
+    checkpoint: Any = read_torch_file(Path(path))
     wanted = ("state_dict", "global_step", CONFIG_KEY)
     lacking = [key for key in wanted if not isinstance(checkpoint, dict) or key not in checkpoint]
     if lacking:
@@ -156,7 +149,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is not a training checkpoint of this project: it has no {', '.join(lacking)}\n"
             "published weights have to be converted first"
         )
-    return checkpoint
+    plain: dict[str, Any] = checkpoint
+    return plain
+
+
+def read_torch_file(path: Path) -> object:
+    """Plain containers and tensors of a file of ``torch.save``, on the CPU; no code of it runs.
+
+    Raises:
+        CheckpointError: it is missing, damaged or holds something else.
+    """
+    try:
+        content: object = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint at {path}") from None
+    except Exception as error:  # a damaged file leads the unpickler to errors of any type
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path} is damaged or not a checkpoint: {reason}") from None
+    return content
 
 
 def load_into(model: nn.Module, weights: Weights, config: ExperimentConfig | None = None) -> None:

@@ -206,7 +206,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     run(tmp_path, tiny_config(checkpoint_every=3))
     path = tmp_path / "checkpoints" / "step-00000006.ckpt"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match="is damaged or not a training checkpoint"):
+    with pytest.raises(CheckpointError, match="is damaged or not a checkpoint"):
         run(tmp_path, tiny_config(), resume="auto")
 
 
