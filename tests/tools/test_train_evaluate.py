@@ -1,0 +1,238 @@
+"""The programs on a tiny data set: train, stop, resume, evaluate, predict; and what bad input gets."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from bevperception.checkpoints.weights import read_weights
+from tests.fixtures.tiny_nuscenes import IMAGE_SIZE, KEY_FRAMES, TRAIN_SPLIT, VAL_SPLIT, VERSION
+
+REPOSITORY = Path(__file__).parents[2]
+WIDTH, HEIGHT = IMAGE_SIZE
+
+
+@dataclass
+class Finished:
+    """What a program left: its exit code and what it printed."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def run(program: str, *arguments: object) -> Finished:
+    """Run a program in this process, which saves the imports."""
+    argv, out, err = sys.argv, io.StringIO(), io.StringIO()
+    path = str(REPOSITORY / "tools" / f"{program}.py")
+    sys.argv = [path, *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as left:
+            runpy.run_path(path, run_name="__main__")
+    finally:
+        sys.argv = argv
+    return Finished(int(left.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def run_apart(program: str, *arguments: object) -> Finished:
+    """Run a program as a process of its own, which may start others."""
+    finished = subprocess.run(
+        [sys.executable, REPOSITORY / "tools" / f"{program}.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    return Finished(finished.returncode, finished.stdout, finished.stderr)
+
+
+def succeed(program: str, *arguments: object, apart: bool = False) -> str:
+    finished = (run_apart if apart else run)(program, *arguments)
+    assert finished.code == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+def fail(program: str, *arguments: object) -> str:
+    finished = run(program, *arguments)
+    assert finished.code == 2, finished.stdout + finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert 1 <= len(finished.stderr.strip().splitlines()) <= 3, finished.stderr
+    return finished.stderr
+
+
+@pytest.fixture(scope="module")
+def config(tiny_nuscenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    values: dict[str, Any] = {
+        "data": {
+            "root": str(tiny_nuscenes),
+            "version": VERSION,
+            "train_split": TRAIN_SPLIT,
+            "val_split": VAL_SPLIT,
+            "image_size": [64, 96],
+            "history": 2,
+            "workers": 1,
+        },
+        "model": {
+            "bev": {"channels": 16, "rows": 8, "columns": 8, "layers": 1, "feedforward_channels": 32},
+            "detection": {"queries": 12, "layers": 2, "max_boxes": 12},
+            "segmentation": {"cell_m": 5.0, "channels": 8, "blocks": 1},
+        },
+        "augmentation": {"image_flip": 0.5, "bev_rotation_deg": 10.0, "colour": 0.1},
+        "training": {
+            "steps": 3,
+            "batch_size": 2,
+            "warmup_steps": 1,
+            "ema_decay": 0.9,
+            "accelerator": "cpu",
+            "checkpoint_every": 2,
+            "log_every": 1,
+            "tensorboard": False,
+        },
+    }
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    text = succeed("train", "--config", config, "--out", out, apart=True)
+    assert "step 3/3" in text
+    assert "NDS:" in text
+    assert "drivable_area" in text
+    return out
+
+
+def test_a_run_leaves_what_it_should(trained: Path) -> None:
+    names = {p.relative_to(trained).as_posix() for p in trained.rglob("*") if p.is_file()}
+    evaluation = "evaluation/step-00000003"
+    assert names == {
+        "config.yaml",
+        "weights.safetensors",
+        "card.json",
+        "checkpoints/step-00000002.ckpt",
+        "checkpoints/step-00000003.ckpt",
+        "logs/version_0/metrics.csv",
+        f"{evaluation}/results_nusc.json",
+        f"{evaluation}/metrics.json",
+        f"{evaluation}/metrics_summary.json",
+    }
+    results = json.loads((trained / evaluation / "results_nusc.json").read_text())["results"]
+    assert len(results) == KEY_FRAMES
+    card = json.loads((trained / "card.json").read_text())
+    assert card["metrics"] == json.loads((trained / evaluation / "metrics.json").read_text())
+
+
+def test_a_resumed_run_ends_with_the_same_weights(trained: Path, config: Path, tmp_path: Path) -> None:
+    middle = trained / "checkpoints" / "step-00000002.ckpt"
+    text = succeed("train", "--config", config, "--out", tmp_path, "--resume", middle)
+    assert "resuming" in text
+    whole, rest = (read_weights(out).state for out in (trained, tmp_path))
+    for name, value in whole.items():
+        np.testing.assert_allclose(rest[name].numpy(), value.numpy(), atol=1e-6, err_msg=name)
+
+
+def test_evaluating_the_weights_gives_the_metrics_of_the_run(trained: Path, tmp_path: Path) -> None:
+    text = succeed("evaluate", "--weights", trained, "--out", tmp_path)
+    assert "NDS:" in text
+    of_run = json.loads((trained / "card.json").read_text())["metrics"]
+    assert json.loads((tmp_path / "metrics.json").read_text()) == of_run
+
+
+def test_two_processes_evaluate_as_one_does(trained: Path, tmp_path: Path) -> None:
+    # Two scenes for two processes.
+    shared = ("--weights", trained, "--split", TRAIN_SPLIT, "--data.workers", 0)
+    text = succeed("evaluate", *shared, "--out", tmp_path / "1")
+    both = succeed("evaluate", *shared, "--out", tmp_path / "2", "--training.devices", 2, apart=True)
+    assert text == both
+    for name in ("metrics.json", "results_nusc.json"):
+        one, two = (json.loads((tmp_path / p / name).read_text()) for p in ("1", "2"))
+        assert one == two
+    assert len(two["results"]) == 2 * KEY_FRAMES
+
+
+def test_predicting_a_scene_and_one_of_its_samples(trained: Path, tmp_path: Path) -> None:
+    everything = json.loads((trained / "evaluation/step-00000003/results_nusc.json").read_text())["results"]
+    arguments = ("--weights", trained, "--segmentation", "true")
+    succeed("predict", *arguments, "--scene", "scene-9003", "--out", tmp_path / "scene")
+    scene = json.loads((tmp_path / "scene" / "results_nusc.json").read_text())["results"]
+    assert scene == everything
+    third = list(everything)[2]
+    succeed("predict", *arguments, "--sample", third, "--out", tmp_path / "sample")
+    sample = json.loads((tmp_path / "sample" / "results_nusc.json").read_text())["results"]
+    assert sample == {third: everything[third]}  # the scene before it filled the memory
+    maps = np.load(tmp_path / "sample" / "segmentation" / f"{third}.npz")
+    assert maps["probabilities"].shape == (7, 20, 20)
+    assert 0.0 <= maps["probabilities"].min() <= maps["probabilities"].max() <= 1.0
+    assert list(maps["classes"])[-1] == "vehicle"
+
+
+def test_another_architecture_is_refused(trained: Path, config: Path, tmp_path: Path) -> None:
+    message = fail("evaluate", "--weights", trained, "--model.bev.rows", 9, "--out", tmp_path)
+    assert "is of another architecture" in message
+    assert "model.bev.rows is 9 here, 8 there" in message
+
+
+def test_resuming_with_another_configuration_is_refused(trained: Path, config: Path, tmp_path: Path) -> None:
+    middle = trained / "checkpoints" / "step-00000002.ckpt"
+    message = fail(
+        "train", "--config", config, "--out", tmp_path, "--resume", middle, "--training.learning_rate", 1
+    )
+    assert "training.learning_rate (0.0004 there, 1.0 now)" in message
+
+
+def test_bad_arguments(trained: Path, config: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "o")
+    assert "--out is needed" in fail("train", "--config", config)
+    assert "data root" in fail("train", "--config", config, *out, "--data.root", tmp_path / "none")
+    assert "unknown split 'sunday'" in fail("evaluate", "--weights", trained, *out, "--split", "sunday")
+    assert "exactly one of" in fail("predict", "--weights", trained, *out)
+    assert "no scene or sample 'x'" in fail("predict", "--weights", trained, *out, "--scene", "x")
+    assert "no weights at" in fail("predict", "--weights", tmp_path / "w", *out, "--scene", "x")
+
+
+@pytest.fixture
+def damaged(tiny_nuscenes: Path, tmp_path: Path) -> tuple[Path, str]:
+    """A copy of the data with a truncated image in one validation sample, and that sample's token."""
+    root = tmp_path / "damaged"
+    shutil.copytree(tiny_nuscenes, root)
+    tables = root / VERSION
+    samples = json.loads((tables / "sample.json").read_text())
+    scenes = {s["token"]: s["name"] for s in json.loads((tables / "scene.json").read_text())}
+    token = next(s["token"] for s in samples if scenes[s["scene_token"]] == "scene-9003" and s["prev"])
+    images = json.loads((tables / "sample_data.json").read_text())
+    name = next(d["filename"] for d in images if d["sample_token"] == token and "CAM_FRONT/" in d["filename"])
+    image = root / name
+    image.write_bytes(image.read_bytes()[:200])
+    return root, token
+
+
+def test_a_damaged_image_stops_or_is_skipped(
+    trained: Path, damaged: tuple[Path, str], tmp_path: Path
+) -> None:
+    root, token = damaged
+    arguments = ("--weights", trained, "--out", tmp_path / "e", "--data.root", root)
+    message = fail("evaluate", *arguments)
+    assert f"sample {token}, CAM_FRONT" in message
+    text = succeed("evaluate", *arguments, "--data.bad_samples", "skip")
+    assert f"1 of {KEY_FRAMES} samples could not be read and count as empty, first {token}" in text
+    metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert list(metrics["skipped"]) == [token]
+    results = json.loads((tmp_path / "e" / "results_nusc.json").read_text())["results"]
+    assert results[token] == []
+    assert len(results) == KEY_FRAMES
