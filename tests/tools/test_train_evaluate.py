@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -145,6 +146,22 @@ def test_a_resumed_run_ends_with_the_same_weights(trained: Path, config: Path, t
     whole, rest = (read_weights(out).state for out in (trained, tmp_path))
     for name, value in whole.items():
         np.testing.assert_allclose(rest[name].numpy(), value.numpy(), atol=1e-6, err_msg=name)
+
+
+def losses(out: Path) -> list[float]:
+    with (out / "logs" / "version_0" / "metrics.csv").open() as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+
+
+def test_two_processes_train_as_one_does(trained: Path, config: Path, tmp_path: Path) -> None:
+    # The same global batch of two, the real model and real losses, queues of three frames.
+    shared = ("--training.devices", 2, "--training.batch_size", 1)
+    succeed("train", "--config", config, "--out", tmp_path, *shared, apart=True)
+    assert losses(tmp_path) == pytest.approx(losses(trained), rel=1e-5)
+    assert len(losses(tmp_path)) == 3
+    one, two = (read_weights(out).state for out in (trained, tmp_path))
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name].numpy(), value.numpy(), atol=1e-4, err_msg=name)
 
 
 def test_evaluating_the_weights_gives_the_metrics_of_the_run(trained: Path, tmp_path: Path) -> None:
