@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
@@ -41,16 +42,6 @@ inline Tensor empty_result(const Tensor& like, std::initializer_list<int64_t> sh
   return result;
 }
 
-inline Tensor zero_result(const Tensor& like, std::initializer_list<int64_t> shape) {
-  Tensor result = empty_result(like, shape);
-  const int64_t bytes = result.numel() * static_cast<int64_t>(result.element_size());
-  char* data = static_cast<char*>(result.data_ptr());
-  torch::stable::parallel_for(0, bytes, int64_t(1) << 20, [&](int64_t begin, int64_t end) {
-    std::memset(data + begin, 0, static_cast<size_t>(end - begin));
-  });
-  return result;
-}
-
 inline void require_same_dtype(const char* op, std::initializer_list<const Tensor*> tensors) {
   const ScalarType dtype = (*tensors.begin())->scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op,
@@ -73,20 +64,43 @@ auto with_dtype(const Tensor& tensor, const Body& body) {
   return tensor.scalar_type() == ScalarType::Float ? body(float()) : body(double());
 }
 
-// Rows of work a thread should at least get, so that starting it pays.
-inline int64_t grain_of(int64_t work_of_row) {
-  constexpr int64_t kWork = 32768;  // multiply-adds, about
-  return std::max<int64_t>(1, kWork / std::max<int64_t>(1, work_of_row));
+// Runs body(begin, end) over parts of 0 to count on all threads. A thread takes the next part when it
+// is done with one, so that a thread that other programs hold up does not hold up the rest.
+// work_of_one: multiply-adds of one item, about.
+template <class Body>
+void share_out(int64_t count, int64_t work_of_one, const Body& body) {
+  constexpr int64_t kWork = 1 << 16;  // of a part, so that taking it costs little against it
+  constexpr int64_t kPartsOfThread = 16;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t part = std::max({int64_t(1), kWork / std::max<int64_t>(1, work_of_one),
+                                 count / (threads * kPartsOfThread)});
+  const int64_t parts = (count + part - 1) / part;
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, std::min(threads, parts), 1, [&](int64_t, int64_t) {
+    for (int64_t begin; (begin = part * next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+      body(begin, std::min(begin + part, count));
+    }
+  });
+}
+
+inline Tensor zero_result(const Tensor& like, std::initializer_list<int64_t> shape) {
+  Tensor result = empty_result(like, shape);
+  const int64_t bytes = result.numel() * static_cast<int64_t>(result.element_size());
+  char* data = static_cast<char*>(result.data_ptr());
+  share_out(bytes, 1, [&](int64_t begin, int64_t end) {
+    std::memset(data + begin, 0, static_cast<size_t>(end - begin));
+  });
+  return result;
 }
 
 // Runs body(share) for shares that cover all heads of all batch elements. A share holds as many heads
 // as can be while all threads have the same to do: neighbouring heads share pages and cache sets.
 template <class Body>
-void for_map_shares(int64_t batch, int64_t heads, const Body& body) {
+void for_map_shares(int64_t batch, int64_t heads, int64_t work_of_head, const Body& body) {
   const int64_t threads = torch::stable::get_num_threads();
   int64_t parts = 1;  // of a batch element
   while (parts < heads && batch * parts % threads != 0 && batch * parts < 8 * threads) ++parts;
-  torch::stable::parallel_for(0, batch * parts, 1, [&](int64_t begin, int64_t end) {
+  share_out(batch * parts, work_of_head * heads / parts, [&](int64_t begin, int64_t end) {
     for (int64_t share = begin; share < end; ++share) {
       const int64_t part = share % parts;
       body(cpu::MapShare{share / parts, part * heads / parts, (part + 1) * heads / parts});

@@ -26,9 +26,8 @@ struct Arguments {
     return {sizes, static_cast<T>(offset_scale), data_of<T>(input), data_of<T>(offset), data_of<T>(mask)};
   }
   int64_t rows() const { return sizes.batch * sizes.out_height; }
-  int64_t grain() const {
-    return grain_of(sizes.out_width * sizes.groups * sizes.points() * (4 * sizes.channels + 8));
-  }
+  int64_t work_of_group() const { return sizes.out_width * sizes.points() * (4 * sizes.channels + 16); }
+  int64_t work_of_row() const { return sizes.groups * work_of_group(); }
 };
 
 int64_t output_size(int64_t size, const Settings& settings) {
@@ -73,7 +72,7 @@ Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, in
     using T = decltype(zero);
     const auto problem = arguments.problem<T>();
     T* out = mutable_data_of<T>(output);
-    torch::stable::parallel_for(0, arguments.rows(), arguments.grain(), [&](int64_t begin, int64_t end) {
+    share_out(arguments.rows(), arguments.work_of_row(), [&](int64_t begin, int64_t end) {
       cpu::current_kernels<T>().dcnv3(problem, out, begin, end);
     });
   });
@@ -102,10 +101,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
     T* of_offset = mutable_data_of<T>(offset_gradient);
     T* of_mask = mutable_data_of<T>(mask_gradient);
     T* of_input = mutable_data_of<T>(input_gradient);
-    torch::stable::parallel_for(0, arguments.rows(), arguments.grain(), [&](int64_t begin, int64_t end) {
+    share_out(arguments.rows(), arguments.work_of_row(), [&](int64_t begin, int64_t end) {
       kernels.dcnv3_point_gradients(problem, of_output, of_offset, of_mask, begin, end);
     });
-    for_map_shares(sizes.batch, sizes.groups, [&](const cpu::MapShare& share) {
+    for_map_shares(sizes.batch, sizes.groups, sizes.out_height * arguments.work_of_group(), [&](const cpu::MapShare& share) {
       kernels.dcnv3_input_gradient(problem, of_output, of_input, share);
     });
   });

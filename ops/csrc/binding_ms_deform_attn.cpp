@@ -19,9 +19,8 @@ struct Arguments {
     return {sizes, levels.data(), data_of<T>(value), data_of<T>(locations), data_of<T>(weights)};
   }
   int64_t rows() const { return sizes.batch * sizes.queries; }
-  int64_t grain() const {
-    return grain_of(sizes.heads * sizes.levels * sizes.points * (4 * sizes.channels + 8));
-  }
+  int64_t work_of_head() const { return sizes.levels * sizes.points * (4 * sizes.channels + 16); }
+  int64_t work_of_row() const { return sizes.heads * work_of_head(); }
 };
 
 std::vector<Level> levels_of(const std::vector<int64_t>& shapes) {
@@ -69,7 +68,7 @@ Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& l
     using T = decltype(zero);
     const auto problem = arguments.problem<T>();
     T* out = mutable_data_of<T>(output);
-    torch::stable::parallel_for(0, arguments.rows(), arguments.grain(), [&](int64_t begin, int64_t end) {
+    share_out(arguments.rows(), arguments.work_of_row(), [&](int64_t begin, int64_t end) {
       cpu::current_kernels<T>().ms_deform_attn(problem, out, begin, end);
     });
   });
@@ -98,10 +97,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
     T* of_locations = mutable_data_of<T>(locations_gradient);
     T* of_weights = mutable_data_of<T>(weights_gradient);
     T* of_value = mutable_data_of<T>(value_gradient);
-    torch::stable::parallel_for(0, arguments.rows(), arguments.grain(), [&](int64_t begin, int64_t end) {
+    share_out(arguments.rows(), arguments.work_of_row(), [&](int64_t begin, int64_t end) {
       kernels.ms_deform_attn_point_gradients(problem, of_output, of_locations, of_weights, begin, end);
     });
-    for_map_shares(sizes.batch, sizes.heads, [&](const cpu::MapShare& share) {
+    for_map_shares(sizes.batch, sizes.heads, sizes.queries * arguments.work_of_head(), [&](const cpu::MapShare& share) {
       kernels.ms_deform_attn_value_gradient(problem, of_output, of_value, share);
     });
   });

@@ -1,0 +1,314 @@
+"""``tools/benchmark.py ops``: the native operators against the reference and PyPI peers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bevperception.benchmarks.ops_cases import CASES
+from bevperception.benchmarks.ops_worker import PEERS
+from bevperception.benchmarks.timing import median_ms
+from bevperception.errors import BevError, ConfigError
+from bevperception.ops import backend_report
+from bevperception.ops.native import ISA_VARIABLE
+
+DESCRIPTION = """\
+Time the native operators, the plain-PyTorch grid_sample reference and every installed PyPI peer
+(torch-ms-deform-attn, deformops) at the shapes of real models, forward (no_grad) and forward + backward.
+
+Every competitor runs in a process of its own, once as it is and once with THP_MEM_ALLOC_ENABLE=1 (PyTorch's
+own use of huge pages); the better of the two counts. The competitors take turns, several rounds, so that a
+disturbance hits all of them; the median over all rounds is shown. A competitor that does not compute the
+same numbers as the reference is not measured."""
+
+EPILOG = """\
+cases:
+{cases}
+
+examples:
+  tools/benchmark.py ops                          all shapes (several minutes; the reference needs 6 GB at iv)
+  tools/benchmark.py ops --cases i,ii,v --rounds 9
+  tools/benchmark.py ops --cases s1,s2,s3,s4 --threads 1 --json out/ops.json
+  tools/benchmark.py ops --isa avx2 --competitors native"""
+
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+
+
+@dataclass
+class Result:
+    """Seconds of one competitor at one case, by setting ("" or "huge pages")."""
+
+    forward: dict[str, list[float]] = field(default_factory=dict)
+    both: dict[str, list[float]] = field(default_factory=dict)
+    missing: str | None = None
+
+    def add(self, setting: str, answer: dict[str, Any]) -> None:
+        """Take a worker's answer in."""
+        self.missing = answer.get("missing")
+        if self.missing is None:
+            self.forward.setdefault(setting, []).extend(answer["forward"])
+            self.both.setdefault(setting, []).extend(answer["both"])
+
+    @property
+    def forward_ms(self) -> float:
+        """Median of the better setting, forward."""
+        return min(median_ms(samples) for samples in self.forward.values())
+
+    @property
+    def both_ms(self) -> float:
+        """Median of the better setting, forward + backward."""
+        return min(median_ms(samples) for samples in self.both.values())
+
+
+class Worker:
+    """A process that measures one competitor with one setting."""
+
+    def __init__(self, competitor: str, setting: str, options: argparse.Namespace) -> None:
+        self.competitor, self.setting = competitor, setting
+        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+        environment.pop(HUGE_PAGES, None)
+        if setting:
+            environment[HUGE_PAGES] = "1"
+        if options.isa:
+            environment[ISA_VARIABLE] = options.isa
+        root = str(Path(__file__).resolve().parents[2])
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        command = [
+            sys.executable,
+            "-m",
+            "bevperception.benchmarks.ops_worker",
+            competitor,
+            str(options.threads),
+        ]
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request and wait for the answer.
+
+        Raises:
+            BevError: the process ended.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = self._process.wait()
+            raise BevError(
+                f"the process that measures {self.competitor} ended with code {code} at case "
+                f"{request['case']}; if it was killed, memory ran out: leave that case out with --cases"
+            )
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """Let the process end."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait()
+
+
+@contextmanager
+def open_workers(options: argparse.Namespace) -> Iterator[list[Worker]]:
+    """A process for every competitor and setting."""
+    workers: list[Worker] = []
+    try:
+        for competitor in options.competitors:
+            workers.extend(Worker(competitor, setting, options) for setting in ("", "huge pages"))
+        yield workers
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def measure_all(options: argparse.Namespace) -> dict[str, dict[str, Result]]:
+    """Results by case and competitor."""
+    results = {key: {name: Result() for name in options.competitors} for key in options.cases}
+    with open_workers(options) as workers:
+        for key in options.cases:
+            request = {
+                "case": key,
+                "locations": options.locations,
+                "dtype": options.dtype,
+                "seconds": options.seconds,
+            }
+            for number in range(options.rounds):
+                for worker in workers:
+                    result = results[key][worker.competitor]
+                    if number == 0 or result.missing is None:
+                        _show_progress(
+                            f"case {key}, round {number + 1} of {options.rounds}: {worker.competitor}"
+                        )
+                        result.add(worker.setting, worker.ask(request))
+            _show_progress("")
+            print(format_case(key, results[key]), flush=True)
+    return results
+
+
+def _show_progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def format_header(options: argparse.Namespace) -> str:
+    """What was measured on what."""
+    report = backend_report()
+    return (
+        f"PyTorch {torch.__version__}, {platform.machine()}, {options.threads} threads, {options.dtype}, "
+        f"{options.locations} locations, native kernels: {options.isa or report.isa}\n"
+        f"milliseconds (forward / forward + backward), medians of {options.rounds} rounds; "
+        "x: how many times slower than native"
+    )
+
+
+def format_case(key: str, results: dict[str, Result]) -> str:
+    """One case as lines: a competitor each, with its ratios to native."""
+    case = CASES[key]
+    lines = [f"\n{key}  {case.operator}, {case.title}"]
+    native = results.get("native")
+    for name, result in results.items():
+        if result.missing is not None:
+            lines.append(f"    {name:<22}-  ({result.missing})")
+            continue
+        times = f"{result.forward_ms:>9.2f} / {result.both_ms:>9.2f}"
+        ratio = ""
+        if native is not None and native.missing is None and result is not native:
+            forward = result.forward_ms / native.forward_ms
+            ratio = f"   {forward:>6.1f}x / {result.both_ms / native.both_ms:>5.1f}x"
+        lines.append(f"    {name:<22}{times}{ratio}")
+    return "\n".join(lines)
+
+
+def format_summary(results: dict[str, dict[str, Result]]) -> str:
+    """The smallest ratios over all cases, by operator."""
+    lines = ["\nsmallest ratios to native (forward / forward + backward):"]
+    for operator in dict.fromkeys(CASES[key].operator for key in results):
+        of_operator = [result for key, result in results.items() if CASES[key].operator == operator]
+        for name in dict.fromkeys(name for result in of_operator for name in result if name != "native"):
+            pairs = [
+                (result[name], result["native"])
+                for result in of_operator
+                if "native" in result and not (result[name].missing or result["native"].missing)
+            ]
+            if pairs:
+                forward = min(other.forward_ms / native.forward_ms for other, native in pairs)
+                both = min(other.both_ms / native.both_ms for other, native in pairs)
+                lines.append(f"    {operator:<16}{name:<22}{forward:>6.1f}x / {both:>5.1f}x")
+    return "\n".join(lines)
+
+
+def to_json(options: argparse.Namespace, results: dict[str, dict[str, Result]]) -> dict[str, Any]:
+    """Everything measured, as plain values."""
+    return {
+        "settings": {name: value for name, value in vars(options).items() if name != "json"},
+        "torch": torch.__version__,
+        "isa": options.isa or backend_report().isa,
+        "results": {
+            key: {
+                name: {"missing": result.missing}
+                if result.missing
+                else {
+                    "forward_ms": result.forward_ms,
+                    "both_ms": result.both_ms,
+                    "forward_s": result.forward,
+                    "both_s": result.both,
+                }
+                for name, result in by_name.items()
+            }
+            for key, by_name in results.items()
+        },
+    }
+
+
+def _names_of(allowed: Sequence[str]) -> Any:
+    def parse(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        unknown = [name for name in names if name not in allowed]
+        if unknown or not names:
+            raise argparse.ArgumentTypeError(f"unknown {unknown}; allowed: {', '.join(allowed)}")
+        return names
+
+    return parse
+
+
+def build_parser(program: str) -> argparse.ArgumentParser:
+    """The subcommand's options."""
+    cases = "\n".join(f"  {case.key:<4}{case.operator:<16}{case.title}" for case in CASES.values())
+    parser = argparse.ArgumentParser(
+        program,
+        description=DESCRIPTION,
+        epilog=EPILOG.format(cases=cases),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    competitors = ["native", "reference", *PEERS]
+    parser.add_argument(
+        "--cases", type=_names_of(list(CASES)), default=list(CASES), help="comma-separated; default: all"
+    )
+    parser.add_argument(
+        "--competitors",
+        type=_names_of(competitors),
+        default=competitors,
+        help=f"comma-separated, of {', '.join(competitors)}; default: all that are installed",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="default: PyTorch's, here %(default)s"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="turns of every competitor; default %(default)s"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=0.3,
+        help="shortest time of a turn, for each measurement; at least 3 calls; default %(default)s",
+    )
+    parser.add_argument(
+        "--locations",
+        choices=("local", "uniform"),
+        default="local",
+        help="local: sampling points around each query's own place, as in the models; uniform: anywhere",
+    )
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--isa", help="instruction set of the native kernels: avx512, avx2 or baseline")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the subcommand.
+
+    Args:
+        arguments: of the command line, after ``ops``.
+
+    Raises:
+        BevError: a competitor's process failed, or an option is impossible.
+    """
+    options = build_parser("tools/benchmark.py ops").parse_args(arguments)
+    if min(options.threads, options.rounds) < 1:
+        raise ConfigError(f"--threads {options.threads} and --rounds {options.rounds} must be at least 1")
+    print(format_header(options), flush=True)
+    results = measure_all(options)
+    print(format_summary(results))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        partial = options.json.with_name(f".{options.json.name}.partial")
+        partial.write_text(json.dumps(to_json(options, results), indent=1))
+        partial.replace(options.json)
+    return 0

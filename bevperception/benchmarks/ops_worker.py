@@ -1,0 +1,133 @@
+"""One competitor in a process of its own: settings such as huge pages hold for a whole process.
+
+Runs as ``python -m bevperception.benchmarks.ops_worker COMPETITOR THREADS``. Each line on stdin is a
+JSON request, each line on stdout its JSON answer; see :func:`measure`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bevperception import ops
+from bevperception.benchmarks.ops_cases import CASES, AttentionCase, Case, ConvolutionCase
+from bevperception.benchmarks.timing import sample_seconds
+
+Call = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+PEERS = {"torch-ms-deform-attn": "torch_ms_deform_attn", "deformops": "deformops.registry"}
+"""PyPI packages that hold a multi-scale deformable attention, and the module to import."""
+
+SMALL_CASES: tuple[Case, ...] = (
+    AttentionCase("small", "agreement", 2, 25, ((6, 9), (3, 4)), 4, "grid"),
+    ConvolutionCase("small", "agreement", 2, 5, 7, 2),
+)
+AGREEMENT = 1e-4
+"""Largest difference from the reference in float32, as a share of the largest magnitude."""
+
+
+def competitor_call(competitor: str, case: Case) -> Call | None:
+    """A competitor's operator for a case; None if it has none.
+
+    Args:
+        competitor: "native", "reference", or a key of PEERS.
+        case: sizes.
+
+    Raises:
+        ImportError, SyntaxError: the peer is not installed, or not for this Python.
+        ConfigError: the native operators are not built.
+    """
+    if competitor in PEERS:
+        return _peer_call(competitor, case) if isinstance(case, AttentionCase) else None
+    if competitor == "native":
+        ops.set_backend("native")
+    if isinstance(case, AttentionCase):
+        attention = ops.ms_deform_attn if competitor == "native" else ops.ms_deform_attn_reference
+        shapes = case.shapes
+        return lambda value, locations, weights: attention(value, shapes, locations, weights)
+    convolution = ops.dcnv3 if competitor == "native" else ops.dcnv3_reference
+    return functools.partial(convolution, groups=case.groups)
+
+
+def _peer_call(name: str, case: AttentionCase) -> Call:
+    module = importlib.import_module(PEERS[name])
+    operator = module.ms_deform_attn if name == "torch-ms-deform-attn" else module.msda
+    shapes = torch.tensor(case.shapes)
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), shapes.prod(1).cumsum(0)[:-1]])
+
+    def call(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        output: Tensor = operator(value, shapes, starts, locations, weights)
+        return output
+
+    return call
+
+
+@functools.cache
+def disagreement(competitor: str, operator: str) -> float:
+    """Largest difference of output and gradients from the reference on a small case (a share)."""
+    case = next(case for case in SMALL_CASES if case.operator == operator)
+    results = []
+    for name in (competitor, "reference"):
+        call = competitor_call(name, case)
+        assert call is not None
+        leaves = [t.requires_grad_() for t in case.inputs("local", torch.float32)]
+        output = call(*leaves)
+        results.append((output.detach(), *torch.autograd.grad(output.square().sum(), leaves)))
+    return max(float((a - e).abs().max() / e.abs().max()) for a, e in zip(*results, strict=True))
+
+
+def measure(competitor: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of each call, forward alone and forward + backward.
+
+    Args:
+        competitor: see :func:`competitor_call`.
+        request: "case" (a key of CASES), "locations", "dtype" and "seconds" to spend on each of the two.
+
+    Returns:
+        "forward" and "both": lists of seconds; or "missing": why there is nothing to measure.
+    """
+    case = CASES[request["case"]]
+    try:
+        call = competitor_call(competitor, case)
+    except (ImportError, SyntaxError) as error:
+        return {"missing": f"{type(error).__name__}: {error}"}
+    if call is None:
+        return {"missing": f"has no {case.operator}"}
+    difference = disagreement(competitor, case.operator)
+    if not difference <= AGREEMENT:
+        return {"missing": f"differs from the reference by {difference:.1e}"}
+    tensors = case.inputs(request["locations"], getattr(torch, request["dtype"]))
+    leaves = tuple(t.clone().requires_grad_() for t in tensors)
+    cotangent = torch.randn_like(call(*tensors))
+
+    def forward() -> None:
+        with torch.no_grad():
+            call(*tensors)
+
+    def both() -> None:
+        torch.autograd.grad(call(*leaves), leaves, cotangent)
+
+    both()  # warm-up
+    return {
+        "forward": sample_seconds(forward, request["seconds"]),
+        "both": sample_seconds(both, request["seconds"]),
+    }
+
+
+def main() -> None:
+    """Answer requests until stdin closes."""
+    competitor, threads = sys.argv[1], int(sys.argv[2])
+    torch.set_num_threads(threads)
+    for line in sys.stdin:
+        print(json.dumps(measure(competitor, json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
