@@ -30,8 +30,8 @@ def launch(config: TrainingConfig) -> torch.device:
         fabric = Fabric(
             accelerator=config.accelerator, devices=config.devices, num_nodes=config.nodes, strategy=strategy
         )
-        fabric.launch()
-    except (MisconfigurationException, ValueError) as error:
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
         message = " ".join(str(error).split())
         raise ConfigError(f"training.accelerator, devices or strategy: {message}") from None
+    fabric.launch()
     return fabric.device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -85,13 +86,18 @@ def train(
     evaluation = Evaluation(evaluate, out, config.training.validate_every, averaging)
     try:
         trainer = build_trainer(config, out, averaging, evaluation)
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"training.accelerator, devices or strategy: {' '.join(str(error).split())}"
         ) from None
     module = TrainingModule(config, model)
     data = TrainingData(config, source)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        # What Lightning makes of an interrupt from the keyboard, after which it ignores further ones.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from None
     if done >= config.training.steps:
         print(f"nothing left to train; the weights are those of {checkpoint}")
     return evaluation.metrics

@@ -218,6 +218,10 @@ def test_bad_arguments(trained: Path, config: Path, tmp_path: Path) -> None:
     assert "--out is needed" in fail("train", "--config", config)
     assert "data root" in fail("train", "--config", config, *out, "--data.root", tmp_path / "none")
     assert "unknown split 'sunday'" in fail("evaluate", "--weights", trained, *out, "--split", "sunday")
+    devices = "training.accelerator, devices or strategy"
+    assert devices in fail("train", "--config", config, *out, "--training.accelerator", "abacus")
+    assert devices in fail("train", "--config", config, *out, "--training.strategy", "hope")
+    assert devices in fail("evaluate", "--weights", trained, *out, "--training.accelerator", "abacus")
     assert "exactly one of" in fail("predict", "--weights", trained, *out)
     assert "no scene or sample 'x'" in fail("predict", "--weights", trained, *out, "--scene", "x")
     assert "no weights at" in fail("predict", "--weights", tmp_path / "w", *out, "--scene", "x")

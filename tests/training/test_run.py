@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,36 @@ def test_an_error_of_a_loader_process_keeps_its_type_and_message(tmp_path: Path,
     config.data.workers = workers
     with pytest.raises(SampleError, match=r"^sample token-\d: its image is truncated$"):
         run(tmp_path, config, Unreadable())
+
+
+class Interrupting(TinySource):
+    """As if the user pressed the keys while the fourth sample was loaded."""
+
+    def __getitem__(self, item: tuple[int, int]) -> Any:
+        if item[1] == 4:
+            raise KeyboardInterrupt
+        return super().__getitem__(item)
+
+
+def test_an_interrupt_reaches_the_caller_and_keeps_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, tiny_config(batch_size=1, checkpoint_every=1), Interrupting())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert list_checkpoints(tmp_path / "checkpoints")
+    run(tmp_path, tiny_config(batch_size=1, checkpoint_every=1), resume="auto")
+    run(tmp_path / "whole", tiny_config(batch_size=1))
+    assert_same(read_weights(tmp_path / "whole").state, read_weights(tmp_path).state, 1e-6)
+
+
+def test_the_gradient_is_clipped(tmp_path: Path) -> None:
+    norms = {}
+    for clip in (0.0, 1e-3):
+        run(tmp_path / str(clip), tiny_config(steps=1, gradient_clip=clip))
+        states = read_checkpoint(tmp_path / str(clip) / "checkpoints" / "step-00000001.ckpt")
+        moments = [s["exp_avg"] for s in states["optimizer_states"][0]["state"].values()]
+        norms[clip] = torch.cat([m.flatten() for m in moments]).norm().item() / 0.1  # 1 - beta1
+    assert norms[0.0] > 0.1
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
