@@ -40,7 +40,7 @@ def slow_spatial(
 ) -> Tensor:
     """Spatial cross-attention, one scalar location at a time; see the module for the shapes."""
     batch, queries, channels = query.shape
-    heads, levels, samples = module.heads, module.levels, module.points
+    heads, levels, samples = module.heads, *module.groups, module.points
     width = channels // heads
     out = torch.zeros_like(query)
     for b in range(batch):

@@ -1,4 +1,4 @@
-"""What the deformable attention modules share: how sampling offsets start out, and how they are scaled."""
+"""What the three deformable attention modules share: projections, their start, offsets and weights."""
 
 from __future__ import annotations
 
@@ -31,15 +31,65 @@ def init_sampling_offsets(offsets: nn.Linear, heads: int, groups: int, points: i
         offsets.bias.copy_(bias.expand(heads, groups, points, 2).reshape(-1))
 
 
-def offset_scale(spatial_shapes: SpatialShapes, like: Tensor) -> Tensor:
-    """(levels, 1, 2): (width, height) of every level, by which offsets in cells are divided."""
-    return like.new_tensor([(width, height) for height, width in spatial_shapes])[:, None, :]
+class DeformableAttention(nn.Module):
+    """Projections of a deformable attention module (Deformable DETR, section 4.1).
 
+    Args:
+        channels: width of queries and values.
+        heads: attention heads, dividing ``channels``.
+        groups: what a head samples from: (levels,), or (queue entries, levels).
+        points: sampling points per head and group.
+        dropout: on the output before the residual sum.
+        looking_channels: width of what offsets and weights are predicted from; None for ``channels``.
+    """
 
-def init_attention(weights: nn.Linear, *projections: nn.Linear) -> None:
-    """Start with equal attention weights and Xavier projections."""
-    nn.init.zeros_(weights.weight)
-    nn.init.zeros_(weights.bias)
-    for projection in projections:
-        nn.init.xavier_uniform_(projection.weight)
-        nn.init.zeros_(projection.bias)
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        groups: tuple[int, ...],
+        points: int,
+        dropout: float = 0.0,
+        looking_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.heads, self.groups, self.points = heads, groups, points
+        looking = channels if looking_channels is None else looking_channels
+        samples = heads * math.prod(groups) * points
+        self.sampling_offsets = nn.Linear(looking, samples * 2)
+        self.attention_weights = nn.Linear(looking, samples)
+        self.value_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
+        self.dropout = nn.Dropout(dropout)
+        init_sampling_offsets(self.sampling_offsets, heads, math.prod(groups), points)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def offsets_and_weights(self, looking: Tensor, spatial_shapes: SpatialShapes) -> tuple[Tensor, Tensor]:
+        """Sampling offsets as fractions of each level, and weights that sum to 1 over levels and points.
+
+        Args:
+            looking: (..., looking_channels).
+            spatial_shapes: (h, w) of the levels.
+
+        Returns:
+            offsets (..., heads, *groups, points, 2) and weights (..., heads, *groups, points).
+        """
+        shape = (*looking.shape[:-1], self.heads, *self.groups, self.points)
+        sizes = looking.new_tensor([(width, height) for height, width in spatial_shapes])
+        offsets: Tensor = self.sampling_offsets(looking).view(*shape, 2) / sizes[:, None, :]
+        weights: Tensor = self.attention_weights(looking).view(shape).flatten(-2).softmax(-1).view(shape)
+        return offsets, weights
+
+    def project_value(self, value: Tensor) -> Tensor:
+        """(..., channels) to (..., heads, channels / heads)."""
+        by_head: Tensor = self.value_proj(value).unflatten(-1, (self.heads, -1))
+        return by_head
+
+    def add_to(self, query: Tensor, sampled: Tensor) -> Tensor:
+        """The residual sum: the query plus the projected samples, both (..., channels)."""
+        update: Tensor = self.dropout(self.output_proj(sampled))
+        return query + update

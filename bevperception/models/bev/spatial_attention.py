@@ -6,15 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bevperception.geometry import MIN_DEPTH_M, project_points
-from bevperception.models.bev.deformable import (
-    SpatialShapes,
-    init_attention,
-    init_sampling_offsets,
-    offset_scale,
-)
+from bevperception.models.bev.deformable import DeformableAttention, SpatialShapes
 from bevperception.ops import ms_deform_attn
 
 
@@ -80,7 +75,7 @@ def find_hits(
     return CameraHits(pairs, hit.sum(1).clamp_min(1).unsqueeze(-1).to(dtype))
 
 
-class SpatialCrossAttention(nn.Module):
+class SpatialCrossAttention(DeformableAttention):
     """Deformable attention around the projected points of each query's pillar.
 
     Sampling point p of a head and level starts from pillar point p mod D. A query's result is the
@@ -96,30 +91,7 @@ class SpatialCrossAttention(nn.Module):
     """
 
     def __init__(self, channels: int, heads: int, points: int, levels: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.heads, self.points, self.levels = heads, points, levels
-        samples = heads * levels * points
-        self.sampling_offsets = nn.Linear(channels, samples * 2)
-        self.attention_weights = nn.Linear(channels, samples)
-        self.value_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
-        self.dropout = nn.Dropout(dropout)
-        init_sampling_offsets(self.sampling_offsets, heads, levels, points)
-        init_attention(self.attention_weights, self.value_proj, self.output_proj)
-
-    def offsets_and_weights(self, query: Tensor, spatial_shapes: SpatialShapes) -> tuple[Tensor, Tensor]:
-        """Sampling offsets as fractions of each level, and softmax-normalised weights.
-
-        Args:
-            query: (..., C).
-            spatial_shapes: (h, w) of the levels.
-
-        Returns:
-            offsets (..., heads, levels, points, 2) and weights (..., heads, levels, points).
-        """
-        shape = (*query.shape[:-1], self.heads, self.levels, self.points)
-        offsets = self.sampling_offsets(query).view(*shape, 2) / offset_scale(spatial_shapes, query)
-        return offsets, self.attention_weights(query).view(*shape).flatten(-2).softmax(-1).view(*shape)
+        super().__init__(channels, heads, (levels,), points, dropout)
 
     def sample(
         self,
@@ -132,10 +104,10 @@ class SpatialCrossAttention(nn.Module):
         """Sample one set of projected values around reference points.
 
         Args:
-            value: (B, sum(h * w), C) after ``value_proj``.
+            value: (B, sum(h * w), heads, C / heads), see :meth:`project_value`.
             spatial_shapes: (h, w) of the levels.
             reference_points: (B, Q, D, 2) fractions of the image.
-            offsets, weights: from :meth:`offsets_and_weights`.
+            offsets, weights: see :meth:`offsets_and_weights`.
 
         Returns:
             (B, Q, C).
@@ -143,7 +115,7 @@ class SpatialCrossAttention(nn.Module):
         depth_points = reference_points.shape[-2]
         anchors = reference_points[:, :, None, None, None]
         locations = (offsets.unflatten(-2, (-1, depth_points)) + anchors).flatten(-3, -2)
-        return ms_deform_attn(value.unflatten(-1, (self.heads, -1)), spatial_shapes, locations, weights)
+        return ms_deform_attn(value, spatial_shapes, locations, weights)
 
     def forward(
         self, query: Tensor, value: Tensor, spatial_shapes: SpatialShapes, hits: CameraHits
@@ -159,7 +131,7 @@ class SpatialCrossAttention(nn.Module):
         Returns:
             (B, Q, C).
         """
-        projected = self.value_proj(value)
+        projected = self.project_value(value)
         offsets, weights = self.offsets_and_weights(query, spatial_shapes)
         batch, queries, channels = query.shape
         slots = query.new_zeros(batch * queries, channels)
@@ -176,5 +148,4 @@ class SpatialCrossAttention(nn.Module):
             ]
             rows = torch.cat([b * queries + q for b, _, q, _ in hits.pairs])
             slots = slots.index_add(0, rows, torch.cat(attended))
-        update: Tensor = self.dropout(self.output_proj(slots.view_as(query) / hits.count))
-        return query + update
+        return self.add_to(query, slots.view_as(query) / hits.count)

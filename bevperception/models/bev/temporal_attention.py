@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bevperception.models.bev.deformable import (
-    SpatialShapes,
-    init_attention,
-    init_sampling_offsets,
-    offset_scale,
-)
+from bevperception.models.bev.deformable import DeformableAttention, SpatialShapes
 from bevperception.ops import ms_deform_attn
 
 QUEUE = 2  # the earlier BEV and the current one
 
 
-class TemporalSelfAttention(nn.Module):
+class TemporalSelfAttention(DeformableAttention):
     """Deformable attention over the pair (earlier BEV, current queries), averaged over the two.
 
     Offsets and weights of both halves come from the earlier BEV and the query together, so a query
@@ -31,16 +26,7 @@ class TemporalSelfAttention(nn.Module):
     """
 
     def __init__(self, channels: int, heads: int, points: int, levels: int = 1, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.heads, self.points, self.levels = heads, points, levels
-        samples = QUEUE * heads * levels * points
-        self.sampling_offsets = nn.Linear(QUEUE * channels, samples * 2)
-        self.attention_weights = nn.Linear(QUEUE * channels, samples)
-        self.value_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
-        self.dropout = nn.Dropout(dropout)
-        init_sampling_offsets(self.sampling_offsets, heads, QUEUE * levels, points)
-        init_attention(self.attention_weights, self.value_proj, self.output_proj)
+        super().__init__(channels, heads, (QUEUE, levels), points, dropout, QUEUE * channels)
 
     def forward(
         self,
@@ -63,17 +49,13 @@ class TemporalSelfAttention(nn.Module):
             (B, Q, C).
         """
         batch, queries, channels = query.shape
-        both = torch.cat((value[:, 0], query + query_position), dim=-1)
-        shape = (batch, queries, self.heads, QUEUE, self.levels, self.points)
-        offsets = self.sampling_offsets(both).view(*shape, 2) / offset_scale(spatial_shapes, query)
-        weights = self.attention_weights(both).view(*shape).flatten(-2).softmax(-1).view(*shape)
+        looking = torch.cat((value[:, 0], query + query_position), dim=-1)
+        offsets, weights = self.offsets_and_weights(looking, spatial_shapes)
         locations = reference_points[:, :, :, None, :, None, :] + offsets.permute(0, 3, 1, 2, 4, 5, 6)
         sampled = ms_deform_attn(
-            self.value_proj(value).view(batch * QUEUE, -1, self.heads, channels // self.heads),
+            self.project_value(value).flatten(0, 1),
             spatial_shapes,
             locations.flatten(0, 1),
             weights.permute(0, 3, 1, 2, 4, 5).flatten(0, 1),
         )
-        mean = sampled.view(batch, QUEUE, queries, channels).mean(1)
-        update: Tensor = self.dropout(self.output_proj(mean))
-        return query + update
+        return self.add_to(query, sampled.view(batch, QUEUE, queries, channels).mean(1))

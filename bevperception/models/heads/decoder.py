@@ -11,12 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bevperception.models.bev.deformable import (
-    SpatialShapes,
-    init_attention,
-    init_sampling_offsets,
-    offset_scale,
-)
+from bevperception.models.bev.deformable import DeformableAttention, SpatialShapes
 from bevperception.models.bev.encoder import FeedForward
 from bevperception.models.heads.box_code import CODE_CENTRE
 from bevperception.ops import ms_deform_attn
@@ -28,7 +23,7 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return torch.log(x.clamp_min(eps) / (1 - x).clamp_min(eps))
 
 
-class DeformableCrossAttention(nn.Module):
+class DeformableCrossAttention(DeformableAttention):
     """Object queries sample BEV features around their reference points.
 
     Args:
@@ -37,16 +32,7 @@ class DeformableCrossAttention(nn.Module):
     """
 
     def __init__(self, channels: int, heads: int, points: int, levels: int = 1, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.heads, self.points, self.levels = heads, points, levels
-        samples = heads * levels * points
-        self.sampling_offsets = nn.Linear(channels, samples * 2)
-        self.attention_weights = nn.Linear(channels, samples)
-        self.value_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
-        self.dropout = nn.Dropout(dropout)
-        init_sampling_offsets(self.sampling_offsets, heads, levels, points)
-        init_attention(self.attention_weights, self.value_proj, self.output_proj)
+        super().__init__(channels, heads, (levels,), points, dropout)
 
     def forward(
         self,
@@ -67,18 +53,10 @@ class DeformableCrossAttention(nn.Module):
         Returns:
             (B, Q, C).
         """
-        positioned = query + query_position
-        shape = (*query.shape[:2], self.heads, self.levels, self.points)
-        offsets = self.sampling_offsets(positioned).view(*shape, 2) / offset_scale(spatial_shapes, query)
-        weights = self.attention_weights(positioned).view(*shape).flatten(-2).softmax(-1).view(*shape)
-        sampled = ms_deform_attn(
-            self.value_proj(value).unflatten(-1, (self.heads, -1)),
-            spatial_shapes,
-            reference_points[:, :, None, :, None, :] + offsets,
-            weights,
-        )
-        update: Tensor = self.dropout(self.output_proj(sampled))
-        return query + update
+        offsets, weights = self.offsets_and_weights(query + query_position, spatial_shapes)
+        locations = reference_points[:, :, None, :, None, :] + offsets
+        sampled = ms_deform_attn(self.project_value(value), spatial_shapes, locations, weights)
+        return self.add_to(query, sampled)
 
 
 class DecoderLayer(nn.Module):

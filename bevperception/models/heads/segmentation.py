@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bevperception.geometry import BEVGrid
+
+PRIOR_PROBABILITY = 0.05
+"""What every cell scores for every class before training."""
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -62,6 +67,8 @@ class SegmentationHead(nn.Module):
             nn.Conv2d(channels, channels, 3, padding=1, bias=False), _norm(channels), nn.ReLU()
         )
         self.classifier = nn.Conv2d(channels, classes, 1)
+        # Most cells of most classes are empty.
+        nn.init.constant_(self.classifier.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
         cells = bev_grid.to_cells(grid.cell_centres())
         size = cells.new_tensor([bev_grid.columns, bev_grid.rows])
         self.register_buffer("sampling_grid", (2 * cells + 1) / size - 1, persistent=False)

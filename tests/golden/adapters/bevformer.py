@@ -108,7 +108,7 @@ def run_msda3d(case: Case) -> None:
     inputs = {name: case.input(name) for name in ("query", "value", "reference_points")}
     shapes = spatial_shapes(case)
     offsets, weights = module.offsets_and_weights(inputs["query"], shapes)
-    value = module.value_proj(inputs["value"])
+    value = module.project_value(inputs["value"])
     out = module.sample(value, shapes, inputs["reference_points"], offsets, weights)
     case.check("out.out", out)
     case.check_gradients({"out": out}, inputs, module)
