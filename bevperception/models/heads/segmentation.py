@@ -68,6 +68,7 @@ class SegmentationHead(nn.Module):
         )
         self.classifier = nn.Conv2d(channels, classes, 1)
         # Most cells of most classes are empty.
+        assert self.classifier.bias is not None
         nn.init.constant_(self.classifier.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
         cells = bev_grid.to_cells(grid.cell_centres())
         size = cells.new_tensor([bev_grid.columns, bev_grid.rows])
