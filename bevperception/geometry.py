@@ -81,6 +81,19 @@ class BEVGrid:
         yy, xx = torch.meshgrid(y, x, indexing="ij")
         return torch.stack((xx, yy), dim=-1)
 
+    def contains(self, points_m: Tensor) -> Tensor:
+        """Whether points lie over the grid, its edges included.
+
+        Args:
+            points_m: (..., 2 or more) x, y in metres, BEV frame.
+
+        Returns:
+            (...) bool.
+        """
+        x, y = points_m[..., 0], points_m[..., 1]
+        inside_x = (x >= self.x_min_m) & (x <= self.x_max_m)
+        return inside_x & (y >= self.y_min_m) & (y <= self.y_max_m)
+
     def to_cells(self, points_m: Tensor) -> Tensor:
         """Continuous (column, row) of points; the centre of cell (row 0, column 0) is (0, 0).
 
