@@ -134,6 +134,8 @@ class BEVFormer(nn.Module):
     ) -> dict[str, Tensor]:
         """Weighted losses by name; their sum is what training minimises.
 
+        Ground-truth boxes with centres outside the BEV grid are left out: no prediction can reach them.
+
         Args:
             outputs: of :meth:`forward`.
             targets: ground truth of the same frame.
@@ -145,7 +147,9 @@ class BEVFormer(nn.Module):
         """
         losses: dict[str, Tensor] = {}
         if outputs.detection is not None:
-            found = build_detection_loss(self.config.detection)(outputs.detection, targets.boxes, reduce_mean)
+            # Centres are predicted within the grid (the published pipeline's ObjectRangeFilter).
+            reachable = [boxes[self.grid.contains(boxes.values)] for boxes in targets.boxes]
+            found = build_detection_loss(self.config.detection)(outputs.detection, reachable, reduce_mean)
             losses |= {f"detection.{name}": value for name, value in found.items()}
         if outputs.segmentation_logits is not None:
             if targets.segmentation is None or targets.segmentation_present is None:

@@ -231,3 +231,17 @@ def test_unknown_backbone_is_a_config_error() -> None:
     config.backbone.variant = "internimage_q"
     with pytest.raises(ConfigError, match="internimage_q"):
         BEVFormer(config)
+
+
+def test_boxes_beyond_the_grid_are_no_ground_truth() -> None:
+    model = tiny_model()
+    outputs, _ = model(random_frames(1))
+    maps, present = torch.zeros(1, 7, 10, 10).double(), torch.ones(1, 7, dtype=torch.bool)
+    boxes = torch.tensor([[5.0, -7, 0, 4, 2, 1.5, 0.3, 1, 0]] * 3, dtype=torch.float64)
+    boxes[1, 0], boxes[2, 1] = 51.3, -60.0
+    labels = torch.tensor([0, 1, 2])
+    with_far = model.losses(outputs, Targets([Boxes3D(boxes, labels)], maps, present))
+    without = model.losses(outputs, Targets([Boxes3D(boxes[:1], labels[:1])], maps, present))
+    for name, value in without.items():
+        torch.testing.assert_close(with_far[name], value, msg=name)
+    assert without["detection.box"] > 0
