@@ -172,12 +172,15 @@ def refine_code(relative_code: Tensor, reference_points: Tensor) -> Tensor:
     """Add the reference in inverse-sigmoid space to a code's centre entries.
 
     Args:
-        relative_code: (B, Q, 10) a regression branch's output.
+        relative_code: (B, Q, 10) a regression branch's output; half precision, whose step is tens of
+            centimetres at this range, is left for float32.
         reference_points: (B, Q, 3) normalised (x, y, z).
 
     Returns:
         (B, Q, 10) with the centre entries normalised to [0, 1].
     """
+    relative_code = relative_code.to(torch.promote_types(relative_code.dtype, torch.float32))
+    reference_points = reference_points.to(relative_code.dtype)
     centre = (relative_code[..., list(CODE_CENTRE)] + inverse_sigmoid(reference_points)).sigmoid()
     x, y, z = centre.unbind(-1)
     return torch.cat(
