@@ -71,9 +71,11 @@ BEV_INLINE void write_corners(const Corners<T>& corners, int64_t i, const Axis& 
 }
 
 // Calls body.template run<N, COUNT>(channel) for consecutive blocks of COUNT vectors of N channels.
-template <class T, class Body>
-BEV_INLINE void for_channel_blocks(int64_t channels, const Body& body) {
+// CHANNELS: their number if it is known, which leaves only the calls, else 0.
+template <class T, int CHANNELS, class Body>
+BEV_INLINE void for_channel_blocks(int64_t channels_at_run_time, const Body& body) {
   constexpr int kFull = kWidth<T>;
+  const int64_t channels = CHANNELS > 0 ? CHANNELS : channels_at_run_time;
   int64_t c = 0;
   for (; channels - c >= 4 * kFull; c += 4 * kFull) body.template run<kFull, 4>(c);
   for (; channels - c >= 2 * kFull; c += 2 * kFull) body.template run<kFull, 2>(c);
@@ -226,67 +228,92 @@ BEV_INLINE void for_heads(const Corners<T>& corners, int64_t rows, const HeadRan
   }
 }
 
-// output (rows, heads, channels) = weighted sums of the cells of `map`.
-template <class T, bool PREFETCH>
-BEV_INLINE void gather_rows_impl(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const T* map,
-                                 T* output) {
-  for_heads<T, PREFETCH>(corners, rows, heads, [&](int64_t row, int64_t head, const HeadTask<T, PREFETCH>& task) {
-    const int64_t channel = head * heads.channels;
-    for_channel_blocks<T>(heads.channels,
-                          Gather<T, PREFETCH>{task, map, channel, output + row * heads.cell_stride() + channel});
-  });
+// Calls body.template run<PREFETCH, CHANNELS>(), with the usual numbers of channels made known.
+template <class T, class Body>
+BEV_INLINE void for_layout(const HeadRange& heads, const Body& body) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (heads.channels == 32) return heads.prefetch ? body.template run<true, 32>() : body.template run<false, 32>();
+    if (heads.channels == 16 && !heads.prefetch) return body.template run<false, 16>();
+  }
+  heads.prefetch ? body.template run<true, 0>() : body.template run<false, 0>();
 }
 
+// output (rows, heads, channels) = weighted sums of the cells of `map`.
 template <class T>
-void gather_rows(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const T* map, T* output) {
-  if (heads.prefetch) {
-    gather_rows_impl<T, true>(corners, rows, heads, map, output);
-  } else {
-    gather_rows_impl<T, false>(corners, rows, heads, map, output);
+struct GatherRows {
+  Corners<T> corners;
+  int64_t rows;
+  const HeadRange& heads;
+  const T* map;
+  T* output;
+
+  template <bool PREFETCH, int CHANNELS>
+  void run() const {
+    for_heads<T, PREFETCH>(corners, rows, heads, [&](int64_t row, int64_t head, const HeadTask<T, PREFETCH>& task) {
+      const int64_t channel = head * heads.channels;
+      for_channel_blocks<T, CHANNELS>(
+          heads.channels, Gather<T, PREFETCH>{task, map, channel, output + row * heads.cell_stride() + channel});
+    });
   }
-}
+};
 
 // dots (rows, heads in range, points, 4) = products of the output's gradient with the four cells.
-template <class T, bool PREFETCH>
-BEV_INLINE void dot_rows_impl(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const T* map,
-                              const T* gradient, T* dots) {
-  for_heads<T, PREFETCH>(corners, rows, heads, [&](int64_t row, int64_t head, const HeadTask<T, PREFETCH>& task) {
-    const int64_t channel = head * heads.channels;
-    for_channel_blocks<T>(heads.channels,
-                          Dot<T, PREFETCH>{task, map, channel, gradient + row * heads.cell_stride() + channel,
-                                           dots + 4 * task.first});
-  });
-}
-
 template <class T>
-void dot_rows(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const T* map, const T* gradient,
-              T* dots) {
-  if (heads.prefetch) {
-    dot_rows_impl<T, true>(corners, rows, heads, map, gradient, dots);
-  } else {
-    dot_rows_impl<T, false>(corners, rows, heads, map, gradient, dots);
+struct DotRows {
+  Corners<T> corners;
+  int64_t rows;
+  const HeadRange& heads;
+  const T* map;
+  const T* gradient;
+  T* dots;
+
+  template <bool PREFETCH, int CHANNELS>
+  void run() const {
+    for_heads<T, PREFETCH>(corners, rows, heads, [&](int64_t row, int64_t head, const HeadTask<T, PREFETCH>& task) {
+      const int64_t channel = head * heads.channels;
+      for_channel_blocks<T, CHANNELS>(
+          heads.channels, Dot<T, PREFETCH>{task, map, channel, gradient + row * heads.cell_stride() + channel,
+                                           dots + 4 * task.first});
+    });
   }
-}
+};
 
 // map_gradient += the output's gradient, spread over the four cells of each point.
-template <class T, bool PREFETCH>
-BEV_INLINE void scatter_rows_impl(const Corners<T>& corners, int64_t rows, const HeadRange& heads,
-                                  const T* gradient, T* map_gradient) {
-  for_heads<T, PREFETCH>(corners, rows, heads, [&](int64_t row, int64_t head, const HeadTask<T, PREFETCH>& task) {
-    const int64_t channel = head * heads.channels;
-    for_channel_blocks<T>(heads.channels, Scatter<T, PREFETCH>{task, map_gradient, channel,
-                                                               gradient + row * heads.cell_stride() + channel});
-  });
+template <class T>
+struct ScatterRows {
+  Corners<T> corners;
+  int64_t rows;
+  const HeadRange& heads;
+  const T* gradient;
+  T* map_gradient;
+
+  template <bool PREFETCH, int CHANNELS>
+  void run() const {
+    for_heads<T, PREFETCH>(corners, rows, heads, [&](int64_t row, int64_t head, const HeadTask<T, PREFETCH>& task) {
+      const int64_t channel = head * heads.channels;
+      for_channel_blocks<T, CHANNELS>(
+          heads.channels,
+          Scatter<T, PREFETCH>{task, map_gradient, channel, gradient + row * heads.cell_stride() + channel});
+    });
+  }
+};
+
+template <class T>
+BEV_INLINE void gather_rows(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const T* map,
+                            T* output) {
+  for_layout<T>(heads, GatherRows<T>{corners, rows, heads, map, output});
 }
 
 template <class T>
-void scatter_rows(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const T* gradient,
-                  T* map_gradient) {
-  if (heads.prefetch) {
-    scatter_rows_impl<T, true>(corners, rows, heads, gradient, map_gradient);
-  } else {
-    scatter_rows_impl<T, false>(corners, rows, heads, gradient, map_gradient);
-  }
+BEV_INLINE void dot_rows(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const T* map,
+                         const T* gradient, T* dots) {
+  for_layout<T>(heads, DotRows<T>{corners, rows, heads, map, gradient, dots});
+}
+
+template <class T>
+BEV_INLINE void scatter_rows(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const T* gradient,
+                             T* map_gradient) {
+  for_layout<T>(heads, ScatterRows<T>{corners, rows, heads, gradient, map_gradient});
 }
 
 }  // namespace
