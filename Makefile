@@ -16,6 +16,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
 export BEVPERCEPTION_KEYFRAME ?= $(abspath $(wildcard ../shared/real_keyframe))
 export NUSCENES
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Threads that wait sleep: spinning ones slow everything down where cores are shared.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help install demo test lint slow operators clean
 .DELETE_ON_ERROR:
