@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 SpatialShapes = Sequence[tuple[int, int]]
 """(height, width) of every feature level."""
@@ -80,9 +81,17 @@ class DeformableAttention(nn.Module):
         """
         shape = (*looking.shape[:-1], self.heads, *self.groups, self.points)
         sizes = looking.new_tensor([(width, height) for height, width in spatial_shapes])
-        offsets: Tensor = self.sampling_offsets(looking).view(*shape, 2) / sizes[:, None, :]
-        weights: Tensor = self.attention_weights(looking).view(shape).flatten(-2).softmax(-1).view(shape)
-        return offsets, weights
+        # One product with both layers' weights: two narrow ones would read their input twice.
+        layers = (self.sampling_offsets, self.attention_weights)
+        predicted = functional.linear(
+            looking,
+            torch.cat([layer.weight for layer in layers]),
+            torch.cat([layer.bias for layer in layers]),
+        )
+        samples = self.attention_weights.out_features
+        raw_offsets, raw_weights = predicted.split((2 * samples, samples), dim=-1)
+        weights = raw_weights.reshape(shape).flatten(-2).softmax(-1).view(shape)
+        return raw_offsets.reshape(*shape, 2) / sizes[:, None, :], weights
 
     def project_value(self, value: Tensor) -> Tensor:
         """(..., channels) to (..., heads, channels / heads)."""

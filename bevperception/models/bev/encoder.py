@@ -105,7 +105,7 @@ class BEVEncoderLayer(nn.Module):
         Args:
             query: (B, Q, C) running BEV queries.
             position: (B or 1, Q, C) positional encoding.
-            temporal_value: (B, 2, Q, C), see :class:`TemporalSelfAttention`.
+            temporal_value: (B, 2 or 1, Q, C), see :class:`TemporalSelfAttention`.
             temporal_points: (B, 2, Q, 1, 2).
             grid_shape: (rows, columns) of the BEV grid.
             cameras: image features.
@@ -212,9 +212,8 @@ class BEVEncoder(nn.Module):
 
 
 def _temporal_value(running: Tensor, initial: Tensor, previous: PreviousBEV | None) -> Tensor:
-    """(B, 2, Q, C): what temporal self-attention looks at, sample by sample."""
-    alone = torch.stack((running, running), dim=1)
+    """What temporal self-attention looks at: (B, 2, Q, C), or (B, 1, Q, C) for twice the same."""
     if previous is None:
-        return alone
+        return running[:, None]
     pair = torch.stack((previous.features.to(initial.dtype), initial), dim=1)
-    return torch.where(previous.valid[:, None, None, None], pair, alone)
+    return torch.where(previous.valid[:, None, None, None], pair, running[:, None])

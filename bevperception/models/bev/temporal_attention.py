@@ -41,7 +41,8 @@ class TemporalSelfAttention(DeformableAttention):
         Args:
             query: (B, Q, C) running BEV queries.
             query_position: (B, Q, C) or (Q, C) positional encoding, added for offsets and weights only.
-            value: (B, 2, sum(h * w), C): earlier BEV, current BEV queries.
+            value: (B, 2, sum(h * w), C): earlier BEV, current BEV queries; or (B, 1, sum(h * w), C) if
+                both are the same, which is then projected once.
             reference_points: (B, 2, Q, levels, 2) normalised (x, y) for each half.
             spatial_shapes: (h, w) of the levels.
 
@@ -53,7 +54,7 @@ class TemporalSelfAttention(DeformableAttention):
         offsets, weights = self.offsets_and_weights(looking, spatial_shapes)
         locations = reference_points[:, :, :, None, :, None, :] + offsets.permute(0, 3, 1, 2, 4, 5, 6)
         sampled = ms_deform_attn(
-            self.project_value(value).flatten(0, 1),
+            self.project_value(value).expand(-1, QUEUE, -1, -1, -1).flatten(0, 1),
             spatial_shapes,
             locations.flatten(0, 1),
             weights.permute(0, 3, 1, 2, 4, 5).flatten(0, 1),
