@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,18 +102,27 @@ class Worker:
             BevError: the process ended.
         """
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
+        with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+        return self._answer(f"at case {request['case']}")
+
+    def wait_until_ready(self) -> None:
+        """Wait until the process has imported what it needs, so that it does not disturb others.
+
+        Raises:
+            BevError: the process ended.
+        """
+        self._answer("before it began")
+
+    def _answer(self, when: str) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
             raise BevError(
-                f"the process that measures {self.competitor} ended with code {code} at case "
-                f"{request['case']}; if it was killed, memory ran out: leave that case out with --cases"
+                f"the process that measures {self.competitor} ended with code {code} {when}; "
+                "if it was killed, memory ran out: leave that case out with --cases"
             )
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -132,6 +141,8 @@ def open_workers(options: argparse.Namespace) -> Iterator[list[Worker]]:
     try:
         for competitor in options.competitors:
             workers.extend(Worker(competitor, setting, options) for setting in ("", "huge pages"))
+        for worker in workers:
+            worker.wait_until_ready()
         yield workers
     finally:
         for worker in workers:

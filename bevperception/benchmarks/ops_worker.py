@@ -1,7 +1,7 @@
 """One competitor in a process of its own: settings such as huge pages hold for a whole process.
 
-Runs as ``python -m bevperception.benchmarks.ops_worker COMPETITOR THREADS``. Each line on stdin is a
-JSON request, each line on stdout its JSON answer; see :func:`measure`.
+Runs as ``python -m bevperception.benchmarks.ops_worker COMPETITOR THREADS``. It says once that it is ready;
+then each line on stdin is a JSON request, each line on stdout its JSON answer; see :func:`measure`.
 """
 
 from __future__ import annotations
@@ -125,6 +125,7 @@ def main() -> None:
     """Answer requests until stdin closes."""
     competitor, threads = sys.argv[1], int(sys.argv[2])
     torch.set_num_threads(threads)
+    print(json.dumps({"ready": competitor}), flush=True)
     for line in sys.stdin:
         print(json.dumps(measure(competitor, json.loads(line))), flush=True)
 
