@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -67,7 +68,7 @@ class BuildNative(build_ext):
         try:
             super().run()
         except Exception as error:
-            self._warn(f"{type(error).__name__}: {error}")
+            self._warn(textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ..."))
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
@@ -112,7 +113,7 @@ class BuildNative(build_ext):
         print(
             "\nWARNING: the native operators of bevperception were not built, so deformable attention and\n"
             "DCNv3 will run as plain PyTorch, about 10 times slower. Everything else works.\n"
-            f"Reason: {why}\n"
+            f"Reason (the compiler's own words, if any, are above): {why}\n"
             "To build them, install a C++ compiler (g++ 12 or clang 15, or newer) and run:\n"
             "    pip install -e . --no-build-isolation\n",
             file=sys.stderr,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -78,6 +79,7 @@ def test_compile_whole_graph_with_backward(problem: Problem, backend: str) -> No
 
 
 @needs_native
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++")
 def test_compile_with_inductor_and_other_sizes() -> None:
     torch.compiler.reset()
 

@@ -20,13 +20,14 @@ struct AxisSample {
 template <class F, class I>
 BEV_HD AxisSample<F, I> sample_axis(F position, F size, I cells) {
   const F zero = constant<F, 0>(), one = constant<F, 1>();
-  const F safe = (position > constant<F, -1>()) & (position < size) ? position : constant<F, -2>();
+  const auto near = (position > constant<F, -1>()) & (position < size);
+  const F safe = near ? position : constant<F, -2>();
   const F cut = convert<F>(convert<I>(safe));
   const F below = cut > safe ? cut - one : cut;
   const F fraction = safe - below;
   AxisSample<F, I> sample;
   sample.low_inside = below >= zero ? one : zero;
-  sample.high_inside = (below >= constant<F, -1>()) & (below < size - one) ? one : zero;
+  sample.high_inside = ((below >= constant<F, -1>()) & (below < size - one)) ? one : zero;
   sample.low_weight = below >= zero ? one - fraction : zero;
   sample.high_weight = below < size - one ? fraction : zero;
   const I first = convert<I>(below), second = first + 1, none = constant<I, 0>();

@@ -65,7 +65,7 @@ BEV_INLINE void write_corners(const Corners<T>& corners, int64_t i, const Axis& 
   store_quads<N, T>(corners.weights + 4 * i, low * x.low_weight, low * x.high_weight, high * x.low_weight,
                     high * x.high_weight);
   const I row_low = start + y.low * width, row_high = start + y.high * width;
-  const I some_inside = (x.first > -2) & (y.first > -2) ? row_low + x.low : constant<I, -1>();
+  const I some_inside = ((x.first > -2) & (y.first > -2)) ? row_low + x.low : constant<I, -1>();
   store_quads<N, int32_t>(corners.cells + 4 * i, some_inside, row_low + x.high, row_high + x.low,
                           row_high + x.high);
 }

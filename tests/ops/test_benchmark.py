@@ -1,0 +1,84 @@
+"""tools/benchmark.py ops on a small case."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bevperception.benchmarks.ops_cases import CASES, AttentionCase
+from bevperception.benchmarks.ops_worker import competitor_call, disagreement
+from bevperception.benchmarks.timing import median_ms, sample_seconds
+from tests.ops.problems import needs_native
+
+PROGRAM = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PROGRAM), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@needs_native
+def test_prints_times_and_ratios_and_writes_json(tmp_path: Path) -> None:
+    target = tmp_path / "folder" / "ops.json"
+    done = run(
+        *("ops", "--cases", "s4", "--competitors", "native,reference", "--threads", "1"),
+        *("--rounds", "1", "--seconds", "0", "--json", str(target)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "dcnv3, InternImage-T stage 4" in done.stdout
+    assert "smallest ratios" in done.stdout
+    content = json.loads(target.read_text())
+    native, reference = content["results"]["s4"]["native"], content["results"]["s4"]["reference"]
+    assert len(native["forward_s"][""]) >= 3
+    assert 0 < native["forward_ms"] < reference["forward_ms"]
+
+
+def test_impossible_options_are_refused_without_a_traceback() -> None:
+    for arguments, message in (
+        (("ops", "--cases", "i,nine"), "unknown ['nine']"),
+        (("ops", "--rounds", "0"), "--rounds 0 must be at least 1"),
+        (("speed",), "no subcommand 'speed'"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_help_teaches() -> None:
+    done = run("ops", "--help")
+    assert done.returncode == 0
+    for words in ("THP_MEM_ALLOC_ENABLE", "examples:", "Deformable-DETR encoder", "--locations"):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize("key", ["i", "ii", "v", "s4"])
+@pytest.mark.parametrize("kind", ["local", "uniform"])
+def test_inputs_fit_their_operator(key: str, kind: str) -> None:
+    case = CASES[key]
+    tensors = case.inputs(kind, torch.float32)  # type: ignore[arg-type]
+    call = competitor_call("reference", case)
+    assert call is not None
+    assert torch.isfinite(call(*tensors)).all()
+    if isinstance(case, AttentionCase):
+        inside = ((tensors[1] > 0) & (tensors[1] < 1)).all(-1).float().mean()
+        assert inside > 0.4
+
+
+@needs_native
+@pytest.mark.parametrize("operator", ["ms_deform_attn", "dcnv3"])
+def test_competitors_are_checked_before_they_are_timed(operator: str) -> None:
+    assert disagreement("native", operator) < 1e-5
+
+
+def test_sample_seconds_calls_often_enough() -> None:
+    calls: list[int] = []
+    samples = sample_seconds(lambda: calls.append(1), at_least_s=0.0, at_least_calls=4)
+    assert len(samples) == len(calls) == 4
+    assert median_ms([0.002, 0.001, 0.5]) == pytest.approx(2.0)
