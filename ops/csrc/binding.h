@@ -34,12 +34,27 @@ T* mutable_data_of(const Tensor& tensor) {
 // Bytes from which asking for huge pages pays.
 constexpr int64_t kHugePageBytes = 4 << 20;
 
+// Allocations from this size on are always fresh pages: glibc's largest threshold for mapping them.
+constexpr int64_t kFreshBytes = 32 << 20;
+
 inline Tensor empty_result(const Tensor& like, std::initializer_list<int64_t> shape) {
   const std::vector<int64_t> sizes(shape);
   Tensor result = torch::stable::new_empty(like, sizes);
   const int64_t bytes = result.numel() * static_cast<int64_t>(result.element_size());
   if (bytes >= kHugePageBytes) cpu::advise_huge_pages(result.data_ptr(), bytes);
   return result;
+}
+
+// True if a large fresh result now holds zeros. If not, its parts are to be cleared as they are used.
+inline bool cleared_cheaply(const Tensor& result) {
+  const int64_t bytes = result.numel() * static_cast<int64_t>(result.element_size());
+  if (bytes < kFreshBytes) return false;
+  char* data = static_cast<char*>(result.data_ptr());
+  const cpu::MemoryRange zero = cpu::drop_to_zero(data, bytes);
+  if (zero.begin == zero.end) return false;
+  std::memset(data, 0, static_cast<size_t>(zero.begin - data));
+  std::memset(zero.end, 0, static_cast<size_t>(data + bytes - zero.end));
+  return true;
 }
 
 inline void require_same_dtype(const char* op, std::initializer_list<const Tensor*> tensors) {
@@ -83,27 +98,20 @@ void share_out(int64_t count, int64_t work_of_one, const Body& body) {
   });
 }
 
-inline Tensor zero_result(const Tensor& like, std::initializer_list<int64_t> shape) {
-  Tensor result = empty_result(like, shape);
-  const int64_t bytes = result.numel() * static_cast<int64_t>(result.element_size());
-  char* data = static_cast<char*>(result.data_ptr());
-  share_out(bytes, 1, [&](int64_t begin, int64_t end) {
-    std::memset(data + begin, 0, static_cast<size_t>(end - begin));
-  });
-  return result;
-}
-
-// Runs body(share) for shares that cover all heads of all batch elements. A share holds as many heads
-// as can be while all threads have the same to do: neighbouring heads share pages and cache sets.
+// Runs body(share) for shares that cover all heads of all batch elements of a map's gradient. A share
+// holds as many heads as can be while all threads have the same to do: neighbouring heads share pages
+// and cache sets.
 template <class Body>
-void for_map_shares(int64_t batch, int64_t heads, int64_t work_of_head, const Body& body) {
+void for_map_shares(const Tensor& map_gradient, int64_t heads, int64_t work_of_head, const Body& body) {
+  const bool is_zero = cleared_cheaply(map_gradient);
+  const int64_t batch = map_gradient.size(0);
   const int64_t threads = torch::stable::get_num_threads();
   int64_t parts = 1;  // of a batch element
   while (parts < heads && batch * parts % threads != 0 && batch * parts < 8 * threads) ++parts;
   share_out(batch * parts, work_of_head * heads / parts, [&](int64_t begin, int64_t end) {
     for (int64_t share = begin; share < end; ++share) {
       const int64_t part = share % parts;
-      body(cpu::MapShare{share / parts, part * heads / parts, (part + 1) * heads / parts});
+      body(cpu::MapShare{share / parts, part * heads / parts, (part + 1) * heads / parts, is_zero});
     }
   });
 }

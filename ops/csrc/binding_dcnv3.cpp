@@ -90,7 +90,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
   require_shape(kName, "the output's gradient", output_gradient,
                 {sizes.batch, sizes.out_height, sizes.out_width, input.size(3)});
   const Tensor gradient = torch::stable::contiguous(output_gradient);
-  Tensor input_gradient = zero_result(input, {sizes.batch, sizes.height, sizes.width, input.size(3)});
+  Tensor input_gradient = empty_result(input, {sizes.batch, sizes.height, sizes.width, input.size(3)});
   Tensor offset_gradient = empty_result(input, {sizes.batch, sizes.out_height, sizes.out_width, offset.size(3)});
   Tensor mask_gradient = empty_result(input, {sizes.batch, sizes.out_height, sizes.out_width, mask.size(3)});
   with_dtype(input, [&](auto zero) {
@@ -104,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
     share_out(arguments.rows(), arguments.work_of_row(), [&](int64_t begin, int64_t end) {
       kernels.dcnv3_point_gradients(problem, of_output, of_offset, of_mask, begin, end);
     });
-    for_map_shares(sizes.batch, sizes.groups, sizes.out_height * arguments.work_of_group(), [&](const cpu::MapShare& share) {
+    for_map_shares(input_gradient, sizes.groups, sizes.out_height * arguments.work_of_group(), [&](const cpu::MapShare& share) {
       kernels.dcnv3_input_gradient(problem, of_output, of_input, share);
     });
   });

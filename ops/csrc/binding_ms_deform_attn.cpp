@@ -84,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
   require_shape(kName, "the output's gradient", output_gradient,
                 {sizes.batch, sizes.queries, sizes.heads * sizes.channels});
   const Tensor gradient = torch::stable::contiguous(output_gradient);
-  Tensor value_gradient = zero_result(value, {sizes.batch, sizes.cells, sizes.heads, sizes.channels});
+  Tensor value_gradient = empty_result(value, {sizes.batch, sizes.cells, sizes.heads, sizes.channels});
   Tensor locations_gradient = empty_result(
       value, {sizes.batch, sizes.queries, sizes.heads, sizes.levels, sizes.points, 2});
   Tensor weights_gradient = empty_result(
@@ -100,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
     share_out(arguments.rows(), arguments.work_of_row(), [&](int64_t begin, int64_t end) {
       kernels.ms_deform_attn_point_gradients(problem, of_output, of_locations, of_weights, begin, end);
     });
-    for_map_shares(sizes.batch, sizes.heads, sizes.queries * arguments.work_of_head(), [&](const cpu::MapShare& share) {
+    for_map_shares(value_gradient, sizes.heads, sizes.queries * arguments.work_of_head(), [&](const cpu::MapShare& share) {
       kernels.ms_deform_attn_value_gradient(problem, of_output, of_value, share);
     });
   });

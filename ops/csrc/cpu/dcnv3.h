@@ -187,6 +187,7 @@ void dcnv3_input_gradient(const Dcnv3<T>& problem, const T* output_gradient, T* 
   const TapGrid<T> grid(sizes, groups.count(), cells_of_chunk(sizes, groups.count()));
   const Scratch<T> scratch(grid.points_of_cell * grid.cells_of_chunk);
   T* map_gradient = input_gradient + share.batch * sizes.height * sizes.width * groups.cell_stride();
+  if (!share.is_zero) clear_heads(map_gradient, sizes.height * sizes.width, groups);
   const int64_t begin = share.batch * sizes.out_height;
   for_cell_chunks(problem, begin, begin + sizes.out_height, grid,
                   [&](int64_t, int64_t cell, int64_t cells, const ChunkPoints<T>& points) {

@@ -32,6 +32,7 @@ struct Dcnv3 {
 // order however the work is shared out.
 struct MapShare {
   int64_t batch, head_begin, head_end;
+  bool is_zero;  // the gradient's memory holds zeros already
 };
 
 // Every function works on a part of the problem, to be called from several threads at once.
@@ -42,7 +43,6 @@ struct Kernels {
   void (*ms_deform_attn_point_gradients)(const MsDeformAttn<T>&, const T* output_gradient,
                                          T* locations_gradient, T* weights_gradient, int64_t begin,
                                          int64_t end);
-  // value_gradient must be zero before.
   void (*ms_deform_attn_value_gradient)(const MsDeformAttn<T>&, const T* output_gradient,
                                         T* value_gradient, const MapShare& share);
 
@@ -50,7 +50,6 @@ struct Kernels {
   void (*dcnv3)(const Dcnv3<T>&, T* output, int64_t begin, int64_t end);
   void (*dcnv3_point_gradients)(const Dcnv3<T>&, const T* output_gradient, T* offset_gradient,
                                 T* mask_gradient, int64_t begin, int64_t end);
-  // input_gradient must be zero before.
   void (*dcnv3_input_gradient)(const Dcnv3<T>&, const T* output_gradient, T* input_gradient,
                                const MapShare& share);
 };

@@ -4,6 +4,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#include <new>
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -15,7 +17,7 @@ namespace {
 class AlignedMemory {
  public:
   explicit AlignedMemory(int64_t bytes) {
-    if (posix_memalign(&data_, 64, static_cast<size_t>(bytes > 0 ? bytes : 1)) != 0) abort();
+    if (posix_memalign(&data_, 64, static_cast<size_t>(bytes > 0 ? bytes : 1)) != 0) throw std::bad_alloc();
   }
   ~AlignedMemory() { free(data_); }
   AlignedMemory(const AlignedMemory&) = delete;
@@ -27,19 +29,50 @@ class AlignedMemory {
   void* data_ = nullptr;
 };
 
-// Asks Linux to back a fresh allocation with 2 MB pages, which makes touching it first several times
-// faster; a hint only, without effect on small allocations, elsewhere, or where it is switched off.
-inline void advise_huge_pages(void* data, int64_t bytes) {
+struct MemoryRange {
+  char* begin;
+  char* end;
+};
+
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
+// The part of a memory range that consists of whole 2 MB pages.
+inline MemoryRange huge_pages_within(void* data, int64_t bytes) {
   constexpr uintptr_t kPage = uintptr_t(2) << 20;
   const uintptr_t address = reinterpret_cast<uintptr_t>(data);
   const uintptr_t begin = (address + kPage - 1) / kPage * kPage;
   const uintptr_t end = (address + static_cast<uintptr_t>(bytes)) / kPage * kPage;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  return {reinterpret_cast<char*>(begin), reinterpret_cast<char*>(end > begin ? end : begin)};
+}
+#endif
+
+// Asks Linux to back a fresh allocation with 2 MB pages, which makes touching it first several times
+// faster; a hint only, without effect on small allocations, elsewhere, or where it is switched off.
+inline void advise_huge_pages(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const MemoryRange pages = huge_pages_within(data, bytes);
+  if (pages.end > pages.begin) madvise(pages.begin, static_cast<size_t>(pages.end - pages.begin), MADV_HUGEPAGE);
 #else
   (void)data;
   (void)bytes;
 #endif
+}
+
+// Makes Linux hand out zeros when a large fresh allocation is first touched, which saves writing them.
+// Returns the part that is zero now: none where that cannot be had, which marks that have to disappear
+// tell (memory that is shared or backed by a file keeps them). On memory in use it would be slow.
+inline MemoryRange drop_to_zero(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const MemoryRange pages = huge_pages_within(data, bytes);
+  const size_t size = static_cast<size_t>(pages.end - pages.begin);
+  if (size > 0) {
+    volatile char* const marks[] = {pages.begin, pages.end - 1};
+    for (volatile char* mark : marks) *mark = 1;
+    if (madvise(pages.begin, size, MADV_DONTNEED) == 0 && *marks[0] == 0 && *marks[1] == 0) {
+      return {pages.begin, pages.end};
+    }
+  }
+#endif
+  return {static_cast<char*>(data), static_cast<char*>(data)};
 }
 
 }  // namespace

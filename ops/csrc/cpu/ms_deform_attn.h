@@ -167,6 +167,7 @@ void ms_deform_attn_value_gradient(const MsDeformAttn<T>& problem, const T* outp
   const Scratch<T> scratch(chunk * levels.count);
   const int64_t begin = share.batch * sizes.queries;
   T* map_gradient = value_gradient + share.batch * sizes.cells * heads.cell_stride();
+  if (!share.is_zero) clear_heads(map_gradient, sizes.cells, heads);
   for_row_chunks(begin, begin + sizes.queries, sizes.queries, chunk, [&](int64_t row, int64_t rows) {
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t first = ((row + r) * sizes.heads + heads.begin) * heads.points;

@@ -278,6 +278,18 @@ struct DotRows {
   }
 };
 
+// Clears a range of heads of all cells of a map: just before its use, so that the cache holds it.
+template <class T>
+BEV_INLINE void clear_heads(T* map, int64_t cells, const HeadRange& heads) {
+  const bool contiguous = heads.count() == heads.heads;
+  const int64_t runs = contiguous ? 1 : cells;
+  const int64_t count = (contiguous ? cells : 1) * heads.count() * heads.channels;
+  for (int64_t run = 0; run < runs; ++run) {
+    T* first = map + run * heads.cell_stride() + heads.begin * heads.channels;
+    __builtin_memset(first, 0, static_cast<size_t>(count) * sizeof(T));
+  }
+}
+
 // map_gradient += the output's gradient, spread over the four cells of each point.
 template <class T>
 struct ScatterRows {
