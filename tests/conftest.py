@@ -8,12 +8,20 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from bevperception.ops import backend
+
 # The same examples every time, so that a change and not luck decides; `explore` looks for new ones.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 KEYFRAME_VARIABLE = "BEVPERCEPTION_KEYFRAME"
+
+
+@pytest.fixture(autouse=True)
+def _choice_of_operators_stays_inside_a_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that chooses the operators' backend must not choose it for the next one."""
+    monkeypatch.setattr(backend._State, "requested", None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -16,7 +16,7 @@ from bevperception.doctor.__main__ import main
 from bevperception.doctor.data_root import Finding, check_data_root
 from bevperception.doctor.environment import environment, operators
 from bevperception.errors import ConfigError
-from bevperception.ops import backend_report, set_backend
+from bevperception.ops import backend_report
 from bevperception.taxonomy import CAMERA_NAMES
 
 VERSION = "v1.0-tiny"
@@ -257,7 +257,6 @@ def test_reference_operators_are_told_when_asked_for(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("BEVPERCEPTION_OPS", "fastest")
     with pytest.raises(ConfigError, match="fastest"):
         main([])
-    set_backend("auto")
 
 
 def test_compiler_that_is_missing_or_broken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
