@@ -59,6 +59,42 @@ class DeformableCrossAttention(DeformableAttention):
         return self.add_to(query, sampled)
 
 
+def grouped_self_attention(
+    attention: nn.MultiheadAttention,
+    query: Tensor,
+    query_position: Tensor,
+    groups: int = 1,
+    padding: Tensor | None = None,
+) -> Tensor:
+    """Self-attention within equal groups of queries (Group DETR, Chen et al., ICCV 2023).
+
+    Args:
+        attention: batch first.
+        query, query_position: (B, groups * q, C); a group's queries stand together.
+        groups: groups that do not see each other; one in inference.
+        padding: (B, groups * q) bool, True for queries that no other looks at. A group of nothing else
+            is looked at all the same.
+
+    Returns:
+        (B, groups * q, C), without the residual sum.
+    """
+    shape = query.shape
+    positioned = query + query_position
+    if groups > 1:
+        query, positioned = (
+            x.reshape(shape[0] * groups, shape[1] // groups, shape[2]) for x in (query, positioned)
+        )
+    ignored = None
+    if padding is not None:
+        ignored = padding.reshape(query.shape[:2])
+        # A softmax over nothing is NaN.
+        ignored = ignored & ~ignored.all(-1, keepdim=True)
+    attended: Tensor = attention(positioned, positioned, query, key_padding_mask=ignored, need_weights=False)[
+        0
+    ]
+    return attended.reshape(shape)
+
+
 class DecoderLayer(nn.Module):
     """Self-attention among the object queries, cross-attention to the BEV, feed-forward; post-norm.
 
@@ -94,10 +130,11 @@ class DecoderLayer(nn.Module):
         value: Tensor,
         reference_points: Tensor,
         spatial_shapes: SpatialShapes,
+        groups: int = 1,
+        padding: Tensor | None = None,
     ) -> Tensor:
-        """One layer; shapes as in :class:`DeformableCrossAttention`."""
-        positioned = query + query_position
-        attended, _ = self.self_attention(positioned, positioned, query, need_weights=False)
+        """One layer; arguments as in :class:`DeformableCrossAttention` and :func:`grouped_self_attention`."""
+        attended = grouped_self_attention(self.self_attention, query, query_position, groups, padding)
         query = self.norm1(query + self.dropout(attended))
         query = self.norm2(
             self.cross_attention(query, query_position, value, reference_points, spatial_shapes)
@@ -141,6 +178,8 @@ class DetectionDecoder(nn.Module):
         reference_points: Tensor,
         spatial_shapes: SpatialShapes,
         regression_branches: Sequence[nn.Module] | None,
+        groups: int = 1,
+        padding: Tensor | None = None,
     ) -> DecodedQueries:
         """Decode object queries.
 
@@ -151,12 +190,13 @@ class DetectionDecoder(nn.Module):
             spatial_shapes: (h, w) of the BEV levels.
             regression_branches: one a layer, (B, Q, C) to box codes (B, Q, 10) relative to the
                 reference in inverse-sigmoid space; None leaves the references where they are.
+            groups, padding: see :func:`grouped_self_attention`.
         """
         states, references, codes = [], [], []
         levels = len(spatial_shapes)
         for index, layer in enumerate(self.layers):
             planar = reference_points[:, :, None, :2].expand(-1, -1, levels, -1)
-            query = layer(query, query_position, value, planar, spatial_shapes)
+            query = layer(query, query_position, value, planar, spatial_shapes, groups, padding)
             if regression_branches is not None:
                 code = refine_code(regression_branches[index](query), reference_points)
                 codes.append(code)
