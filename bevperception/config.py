@@ -103,12 +103,66 @@ class BEVConfig:
 
 
 @dataclass
+class TemporalConfig:
+    """How other frames come in: BEVFormer v1's recurrence, or v2's fusion of several frames.
+
+    Args:
+        mode: 'recurrent' hands the BEV features of the frame before to temporal self-attention (v1);
+            'fusion' makes every frame's BEV features from that frame alone, keeps them, and warps and
+            fuses several (v2). The fields below are the fusion's.
+        past: past frames that are fused with the current one; 0 for a single-frame model.
+        future: later frames that are fused; for recorded drives only, a vehicle has none.
+        interval_s: 0 fuses the frames just before; otherwise the frames nearest to one, two, ...
+            intervals ago, in seconds.
+        inner_channels: width of the residual blocks; None takes bev.channels for every frame.
+        blocks: residual blocks.
+        norm: of the residual blocks, 'group' or 'batch' (published).
+        coverage: tell the fusion by a channel a frame which cells that frame's map covers.
+        missing: what stands for a frame that is not there: 'zeros', or the 'nearest' one (published).
+        residual: add the fusion's result to the current features, from nothing at first; False replaces
+            them (published).
+        history_frame: 'own' encodes every frame in its own BEV frame and warps; 'current' encodes a
+            training queue's history in the current BEV frame, as published. Streaming always warps.
+        history_gradients: train through the history too, with its activations recomputed in backward.
+        checkpointing: recompute the fusion's activations in backward to save memory.
+    """
+
+    mode: Literal["recurrent", "fusion"] = "recurrent"
+    past: int = 1
+    future: int = 0
+    interval_s: float = 0.0
+    inner_channels: int | None = None
+    blocks: int = 2
+    norm: Literal["group", "batch"] = "group"
+    coverage: bool = True
+    missing: Literal["zeros", "nearest"] = "zeros"
+    residual: bool = True
+    history_frame: Literal["own", "current"] = "own"
+    history_gradients: bool = False
+    checkpointing: bool = False
+
+    @property
+    def frames(self) -> int:
+        """Frames that are fused, the current one included."""
+        return self.past + 1 + self.future
+
+    def __post_init__(self) -> None:
+        for name in ("past", "future", "interval_s"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"temporal.{name} must not be negative, got {getattr(self, name)}")
+        if self.blocks < 1:
+            raise ConfigError(f"temporal.blocks must be at least 1, got {self.blocks}")
+
+
+@dataclass
 class DetectionConfig:
     """Detection decoder and head.
 
     Args:
         enabled: False for segmentation alone.
         queries: learned object queries.
+        groups: groups of so many queries in training, each of which learns all objects (Group DETR);
+            inference uses the first.
         layers: decoder layers.
         heads: attention heads.
         points: sampling points per head in the decoder's cross-attention.
@@ -131,6 +185,7 @@ class DetectionConfig:
 
     enabled: bool = True
     queries: int = 300
+    groups: int = 1
     layers: int = 3
     heads: int = 4
     points: int = 4
@@ -198,6 +253,7 @@ class ModelConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     neck: NeckConfig = field(default_factory=NeckConfig)
     bev: BEVConfig = field(default_factory=BEVConfig)
+    temporal: TemporalConfig = field(default_factory=TemporalConfig)
     detection: DetectionConfig = field(default_factory=DetectionConfig)
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
 
@@ -208,6 +264,10 @@ class ModelConfig:
             raise ConfigError(
                 f"bev.spatial_points ({self.bev.spatial_points}) must be a multiple of "
                 f"bev.pillar_points ({self.bev.pillar_points})"
+            )
+        if self.temporal.mode == "fusion" and (self.bev.can_bus or self.bev.alignment == "published"):
+            raise ConfigError(
+                "temporal.mode=fusion goes without bev.can_bus and bev.alignment=published, which are v1's"
             )
         for name, heads in (("bev.heads", self.bev.heads), ("detection.heads", self.detection.heads)):
             if self.bev.channels % heads:

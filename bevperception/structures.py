@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -90,7 +90,9 @@ class CameraFrames(_Movable):
 
 @dataclass
 class BEVMemory(_Movable):
-    """What a model remembers of the frame before; the model keeps nothing itself.
+    """What a model remembers of earlier frames; the model keeps nothing itself.
+
+    The fields describe the newest remembered frame; models that fuse several have the others in ``older``.
 
     Attributes:
         features: (B, C, rows, columns) BEV features.
@@ -98,6 +100,7 @@ class BEVMemory(_Movable):
         timestamps_s: (B,) float64 seconds.
         valid: (B,) bool, False for a sample without history (as if memory were None for it).
         can_bus: (B, 18) float64 of that frame or None, see :class:`CameraFrames`.
+        older: frames before it, newest first, each without ``older`` of its own.
     """
 
     features: Tensor
@@ -105,15 +108,23 @@ class BEVMemory(_Movable):
     timestamps_s: Tensor
     valid: Tensor
     can_bus: Tensor | None = None
+    older: list[BEVMemory] = field(default_factory=list)
+
+    @property
+    def frames(self) -> list[BEVMemory]:
+        """All remembered frames, newest first, each alone."""
+        return [self.with_older([]), *self.older]
+
+    def with_older(self, older: list[BEVMemory]) -> BEVMemory:
+        """The newest frame with these frames behind it."""
+        return replace(self, older=older)
 
     def keep(self, valid: Tensor) -> BEVMemory:
-        """The same memory with the samples outside ``valid`` (B,) bool forgotten."""
-        return BEVMemory(
-            self.features,
-            self.bev_to_global,
-            self.timestamps_s,
-            self.valid & valid.to(self.valid.device),
-            self.can_bus,
+        """The same memory with everything of the samples outside ``valid`` (B,) bool forgotten."""
+        return replace(
+            self,
+            valid=self.valid & valid.to(self.valid.device),
+            older=[frame.keep(valid) for frame in self.older],
         )
 
     def detach(self) -> BEVMemory:
@@ -128,10 +139,25 @@ class DetectionOutputs(_Movable):
     Attributes:
         class_logits: (layers, B, queries, classes).
         box_codes: (layers, B, queries, 10) in the code of ``heads.detection.BoxCodec``.
+        groups: groups of equally many queries, each of which predicts all objects.
+        valid: (B, queries) bool, False for padding; None where all queries count.
     """
 
     class_logits: Tensor
     box_codes: Tensor
+    groups: int = 1
+    valid: Tensor | None = None
+
+    def group(self, index: int) -> DetectionOutputs:
+        """One group alone.
+
+        Args:
+            index: below ``groups``.
+        """
+        queries = self.class_logits.shape[2] // self.groups
+        part = slice(index * queries, (index + 1) * queries)
+        valid = None if self.valid is None else self.valid[:, part]
+        return DetectionOutputs(self.class_logits[:, :, part], self.box_codes[:, :, part], 1, valid)
 
 
 @dataclass

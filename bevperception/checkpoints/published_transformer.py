@@ -39,6 +39,13 @@ def decoder_key(name: str) -> str:
     return _replace_first(_replace_first(name, _DECODER_LAYER), _ANY_LAYER)
 
 
+def fusion_key(name: str) -> str:
+    """A name within ResNetFusion of v2 to :class:`~bevperception.models.bev.fusion.TemporalFusion`."""
+    name = re.sub(r"^layers\.", "blocks.", name)
+    name = re.sub(r"\.bn([12])\.", r".norm\1.", name).replace(".downsample.", ".shortcut.")
+    return name.replace("layer_norm.0.", "projection.").replace("layer_norm.1.", "norm.")
+
+
 def transformer_key(name: str) -> str:
     """A name within PerceptionTransformer to one of :class:`~bevperception.models.bevformer.BEVFormer`.
 
@@ -51,6 +58,8 @@ def transformer_key(name: str) -> str:
         return "detection.decoder." + decoder_key(name.removeprefix("decoder."))
     if name.startswith("reference_points."):
         return "detection." + name
+    if name.startswith("fusion."):
+        return "fusion." + fusion_key(name.removeprefix("fusion."))
     name = name.replace("cams_embeds", "camera_embeds")
     name = re.sub(r"^can_bus_mlp\.0\.", "can_bus_embedding.linear1.", name)
     name = re.sub(r"^can_bus_mlp\.2\.", "can_bus_embedding.linear2.", name)

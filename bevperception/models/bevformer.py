@@ -1,7 +1,8 @@
 """The whole model, top to bottom: images in, BEV features, boxes and segmentation out.
 
-BEVFormer (Li et al., ECCV 2022). The model keeps no hidden state: what it remembers goes out as
-:class:`~bevperception.structures.BEVMemory` and comes back in with the next frame.
+BEVFormer (Li et al., ECCV 2022) and BEVFormer v2 (Yang et al., CVPR 2023), by settings. The model keeps
+no hidden state: what it remembers goes out as :class:`~bevperception.structures.BEVMemory` and comes back
+in with the next frame.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from bevperception.config import DetectionConfig, ModelConfig, SegmentationConfig
 from bevperception.models.backbones import build_backbone
 from bevperception.models.bev.encoder import BEVEncoder, BEVEncoderLayer
+from bevperception.models.bev.fusion import TemporalFusion, choose_frames, fuse_memory, push
 from bevperception.models.bev.grid import LearnedPositionalEncoding
 from bevperception.models.bev.transformer import BEVTransformer
 from bevperception.models.heads.box_code import BoxCodec
@@ -31,7 +33,7 @@ from bevperception.taxonomy import DETECTION_CLASSES
 
 
 class BEVFormer(nn.Module):
-    """BEVFormer v1 with a detection head, a segmentation head or both.
+    """BEVFormer with a detection head, a segmentation head or both.
 
     Args:
         config: see :class:`bevperception.config.ModelConfig`.
@@ -50,6 +52,7 @@ class BEVFormer(nn.Module):
         self.bev_queries = nn.Embedding(bev.rows * bev.columns, bev.channels)
         self.bev_position = LearnedPositionalEncoding(bev.channels, bev.rows, bev.columns)
         self.bev_transformer = build_bev_transformer(config)
+        self.fusion = build_fusion(config)
         self.detection = build_detection_head(config) if config.detection.enabled else None
         self.segmentation = build_segmentation_head(config) if config.segmentation.enabled else None
         self.codec = BoxCodec(config.detection.yaw_convention)
@@ -67,13 +70,14 @@ class BEVFormer(nn.Module):
             outputs, and the memory for the next frame. The memory carries gradients; detach it
             (``memory.detach()``) to train through the current frame only.
         """
-        bev = self.encode(self.image_features(frames), frames, memory)
+        alone = self.encode(self.image_features(frames), frames, memory)
+        bev = self.fuse(alone, frames, memory)
         outputs = ModelOutputs(
             bev=bev,
             detection=None if self.detection is None else self.detection(bev),
             segmentation_logits=None if self.segmentation is None else self.segmentation(bev),
         )
-        return outputs, self.remember(bev, frames)
+        return outputs, self.remember(alone, frames, memory)
 
     def image_features(self, frames: CameraFrames) -> list[Tensor]:
         """Backbone and neck over the cameras that are there.
@@ -109,25 +113,63 @@ class BEVFormer(nn.Module):
         Args:
             features: per level (B, N, C, h, w).
             frames: calibration and poses.
-            memory: of the frame before, or None.
+            memory: of the frame before, or None; not looked at by a model that fuses frames afterwards.
 
         Returns:
             (B, C, rows, columns).
         """
+        if self.config.temporal.mode == "fusion":
+            memory = None
         position = self.bev_position(self.grid.rows, self.grid.columns)
         tokens: Tensor = self.bev_transformer(features, frames, self.bev_queries.weight, position, memory)
         bev: Tensor = tokens.transpose(1, 2).unflatten(2, (self.grid.rows, self.grid.columns))
         return bev
 
-    def remember(self, bev: Tensor, frames: CameraFrames) -> BEVMemory:
+    def fuse(self, bev: Tensor, frames: CameraFrames, memory: BEVMemory | None) -> Tensor:
+        """BEV features of one frame with those of the remembered frames around it.
+
+        Args:
+            bev: (B, C, rows, columns) of this frame alone, from :meth:`encode`.
+            frames: this frame's poses and times.
+            memory: other frames' features.
+
+        Returns:
+            (B, C, rows, columns); ``bev`` itself for a model without fusion.
+        """
+        if self.fusion is None:
+            return bev
+        temporal = self.config.temporal
+        current = self.remember(bev, frames)
+        choices = choose_frames(
+            memory, frames.timestamps_s, temporal.past, temporal.future, temporal.interval_s
+        )
+        remembered = [] if memory is None else memory.frames
+        chosen = [choice.gather(remembered, current) for choice in choices]
+        return fuse_memory(self.fusion, self.grid, current, chosen, temporal.past, temporal.missing)
+
+    def remember(
+        self,
+        bev: Tensor,
+        frames: CameraFrames,
+        memory: BEVMemory | None = None,
+        valid: Tensor | None = None,
+    ) -> BEVMemory:
         """The memory that the next frame needs.
 
         Args:
-            bev: (B, C, rows, columns) of this frame.
+            bev: (B, C, rows, columns) of this frame, from :meth:`encode`.
             frames: this frame's poses and times.
+            memory: before this frame.
+            valid: (B,) bool, False for samples whose frame is a placeholder; None for all true.
         """
-        valid = torch.ones(frames.batch_size, dtype=torch.bool, device=bev.device)
-        return BEVMemory(bev, frames.bev_to_global, frames.timestamps_s, valid, frames.can_bus)
+        if valid is None:
+            valid = torch.ones(frames.batch_size, dtype=torch.bool, device=bev.device)
+        newest = BEVMemory(
+            bev, frames.bev_to_global, frames.timestamps_s, valid.to(bev.device), frames.can_bus
+        )
+        if self.fusion is None:
+            return newest
+        return push(memory, newest, self.config.temporal.past, self.config.temporal.interval_s)
 
     def losses(
         self, outputs: ModelOutputs, targets: Targets, reduce_mean: ReduceMean = lambda x: x
@@ -169,10 +211,17 @@ class BEVFormer(nn.Module):
         if outputs.detection is None:
             empty = outputs.bev.new_zeros(0)
             return [Boxes3D(empty.view(0, 9), empty.long(), empty) for _ in range(outputs.bev.shape[0])]
-        settings = self.config.detection
-        logits, codes = outputs.detection.class_logits[-1].float(), outputs.detection.box_codes[-1].float()
+        settings, found = self.config.detection, outputs.detection.group(0)
+        logits, codes = found.class_logits[-1].float(), found.box_codes[-1].float()
+        valid = torch.ones(logits.shape[:2], dtype=torch.bool) if found.valid is None else found.valid
         return [
-            decode_detections(logits[b], codes[b], self.codec, settings.max_boxes, settings.score_range_m)
+            decode_detections(
+                logits[b][valid[b]],
+                codes[b][valid[b]],
+                self.codec,
+                settings.max_boxes,
+                settings.score_range_m,
+            )
             for b in range(logits.shape[0])
         ]
 
@@ -209,6 +258,23 @@ def build_bev_transformer(config: ModelConfig) -> BEVTransformer:
     )
 
 
+def build_fusion(config: ModelConfig) -> TemporalFusion | None:
+    """The fusion of several frames' BEV features; None for a model that needs none."""
+    temporal = config.temporal
+    if temporal.mode == "recurrent" or temporal.frames == 1:
+        return None
+    return TemporalFusion(
+        config.bev.channels,
+        temporal.frames,
+        temporal.inner_channels,
+        temporal.blocks,
+        temporal.norm,
+        temporal.coverage,
+        temporal.residual,
+        temporal.checkpointing,
+    )
+
+
 def build_detection_head(config: ModelConfig) -> DetectionHead:
     """Decoder and detection head."""
     bev, detection = config.bev, config.detection
@@ -223,6 +289,7 @@ def build_detection_head(config: ModelConfig) -> DetectionHead:
         detection.queries,
         detection.hidden_layers,
         _range_m(config),
+        detection.groups,
     )
 
 

@@ -93,7 +93,12 @@ class DetectionLoss:
             return assign(cost)
 
     def layer(
-        self, class_logits: Tensor, box_codes: Tensor, targets: Sequence[Boxes3D], positives: Tensor
+        self,
+        class_logits: Tensor,
+        box_codes: Tensor,
+        targets: Sequence[Boxes3D],
+        positives: Tensor,
+        valid: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Classification and box loss of one layer.
 
@@ -102,16 +107,27 @@ class DetectionLoss:
             box_codes: (B, Q, 10).
             targets: ground truth of the B samples.
             positives: scalar that both losses are divided by.
+            valid: (B, Q) bool, False for padding, which is neither matched nor background.
         """
         wanted = torch.zeros_like(class_logits)
         box_loss = box_codes.sum() * 0.0
         for sample, boxes in enumerate(targets):
-            queries, truths = self.match(class_logits[sample], box_codes[sample], boxes)
+            queries, truths = self._match_valid(class_logits, box_codes, boxes, sample, valid)
             wanted[sample, queries, boxes.labels[truths]] = 1.0
             codes = self.codec.encode(boxes.values[truths]).to(box_codes)
             box_loss = box_loss + self._box_loss(box_codes[sample, queries], codes)
-        class_loss = sigmoid_focal_loss(class_logits, wanted, self.alpha, self.gamma).sum()
+        focal = sigmoid_focal_loss(class_logits, wanted, self.alpha, self.gamma)
+        class_loss = (focal if valid is None else torch.where(valid[..., None], focal, 0.0)).sum()
         return self.class_weight * class_loss / positives, self.box_weight * box_loss / positives
+
+    def _match_valid(
+        self, class_logits: Tensor, box_codes: Tensor, boxes: Boxes3D, sample: int, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if valid is None:
+            return self.match(class_logits[sample], box_codes[sample], boxes)
+        there = valid[sample].nonzero().squeeze(-1)
+        queries, truths = self.match(class_logits[sample, there], box_codes[sample, there], boxes)
+        return there[queries], truths
 
     def _box_loss(self, predicted: Tensor, wanted: Tensor) -> Tensor:
         known = wanted.isfinite()
@@ -129,18 +145,30 @@ class DetectionLoss:
     ) -> dict[str, Tensor]:
         """Weighted losses: ``class`` and ``box`` of the last layer, ``layerK.class`` ... of earlier ones.
 
+        Groups of queries are matched each on its own; their losses are averaged.
+
         Args:
             outputs: all layers' predictions.
             targets: ground truth of the B samples.
             reduce_mean: over processes.
         """
-        layers, _, queries, _ = outputs.class_logits.shape
-        matched = sum(min(len(boxes), queries) for boxes in targets)
+        groups = [outputs.group(g) for g in range(outputs.groups)] if outputs.groups > 1 else [outputs]
+        found = [self._group(group, targets, reduce_mean) for group in groups]
+        if len(found) == 1:
+            return found[0]
+        return {name: torch.stack([losses[name] for losses in found]).mean() for name in found[0]}
+
+    def _group(
+        self, outputs: DetectionOutputs, targets: Sequence[Boxes3D], reduce_mean: ReduceMean
+    ) -> dict[str, Tensor]:
+        layers, batch, queries, _ = outputs.class_logits.shape
+        places = [queries] * batch if outputs.valid is None else outputs.valid.sum(-1).tolist()
+        matched = sum(min(len(boxes), place) for boxes, place in zip(targets, places, strict=True))
         positives = reduce_mean(outputs.class_logits.new_tensor(float(matched))).clamp_min(1.0)
         losses = {}
         for index in range(layers):
             class_loss, box_loss = self.layer(
-                outputs.class_logits[index], outputs.box_codes[index], targets, positives
+                outputs.class_logits[index], outputs.box_codes[index], targets, positives, outputs.valid
             )
             prefix = "" if index == layers - 1 else f"layer{index}."
             losses[f"{prefix}class"] = class_loss

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bevperception.checkpoints.weights import CONFIG_KEY
-from bevperception.config import ExperimentConfig
+from bevperception.config import ExperimentConfig, TemporalConfig
 from bevperception.config_io import config_to_dict
 from bevperception.distributed import gather_objects, mean_over_processes, rank
 from bevperception.errors import NonFiniteLossError
+from bevperception.models.bev.memory import seen_from
 from bevperception.models.losses import ReduceMean
 from bevperception.structures import (
     Batch,
     BEVMemory,
     CameraFrames,
-    DetectionOutputs,
     ModelOutputs,
     Targets,
 )
@@ -43,34 +44,47 @@ class TrainableModel(Protocol):
     def encode(self, features: list[Tensor], frames: CameraFrames, memory: BEVMemory | None) -> Tensor:
         """BEV features."""
 
-    def remember(self, bev: Tensor, frames: CameraFrames) -> BEVMemory:
-        """The memory that the next frame needs."""
+    def remember(
+        self, bev: Tensor, frames: CameraFrames, memory: BEVMemory | None, valid: Tensor | None
+    ) -> BEVMemory:
+        """The memory that the next frame needs; samples outside ``valid`` have not seen this frame."""
 
     def losses(self, outputs: ModelOutputs, targets: Targets, reduce_mean: ReduceMean) -> dict[str, Tensor]:
         """Weighted losses by name."""
 
 
-def recall(model: TrainableModel, batch: Batch) -> BEVMemory | None:
-    """Memory of a queue's earlier frames, as the paper trains: without gradient or drop-out.
+def recall(model: TrainableModel, batch: Batch, temporal: TemporalConfig | None = None) -> BEVMemory | None:
+    """Memory of a queue's other frames: as the papers train without gradient or drop-out.
 
     Args:
         model: run frame by frame, oldest first, up to the BEV features (no heads).
-        batch: a queue. Where ``history_valid`` is false a sample's memory starts anew after the frame.
+        batch: a queue. Where ``history_valid`` is false a sample has not seen the frame.
+        temporal: ``history_gradients`` trains through the history, in the model's own mode and with
+            activations recomputed in backward; ``history_frame`` may ask for the current BEV frame.
 
     Returns:
-        The memory before the current frame; None without any valid earlier frame.
+        The memory before the current frame; None without any valid other frame.
 
     Source: BEVFormer (ECCV 2022), section 3.6; ``obtain_history_bev`` of its published code.
     """
+    settings = temporal or TemporalConfig()
+    gradients = settings.history_gradients and torch.is_grad_enabled()
     memory: BEVMemory | None = None
-    with torch.no_grad(), evaluation_mode(model):
+    with torch.set_grad_enabled(gradients), nullcontext() if gradients else evaluation_mode(model):
         for index, frames in enumerate(batch.history):
             valid = batch.history_valid[:, index]
             if memory is None and not bool(valid.any()):
                 continue  # nothing but placeholders so far
-            bev = model.encode(model.image_features(frames), frames, memory)
-            memory = model.remember(bev, frames).keep(valid)
-    return None if memory is None else memory.detach()
+            if settings.history_frame == "current":
+                frames = seen_from(frames, batch.frames.bev_to_global)
+            arguments = (model, frames, memory)
+            bev = checkpoint(_encode, *arguments, use_reentrant=False) if gradients else _encode(*arguments)
+            memory = model.remember(bev, frames, memory, valid)
+    return memory if memory is None or gradients else memory.detach()
+
+
+def _encode(model: TrainableModel, frames: CameraFrames, memory: BEVMemory | None) -> Tensor:
+    return model.encode(model.image_features(frames), frames, memory)
 
 
 @contextmanager
@@ -90,14 +104,9 @@ def in_single_precision(outputs: ModelOutputs) -> ModelOutputs:
     """The same predictions in float32 at least: half precision is too coarse for losses and metres."""
 
     def widen(value: Tensor) -> Tensor:
-        return value.float() if value.dtype.itemsize < 4 else value
+        return value.float() if value.is_floating_point() and value.dtype.itemsize < 4 else value
 
-    found, maps = outputs.detection, outputs.segmentation_logits
-    return ModelOutputs(
-        bev=outputs.bev,
-        detection=found and DetectionOutputs(widen(found.class_logits), widen(found.box_codes)),
-        segmentation_logits=None if maps is None else widen(maps),
-    )
+    return outputs._map(widen)
 
 
 class TrainingModule(pl.LightningModule):
@@ -135,7 +144,7 @@ class TrainingModule(pl.LightningModule):
             NonFiniteLossError: in every process, when it is NaN or infinite in any.
         """
         model: Any = self.model
-        memory = recall(model, batch)
+        memory = recall(model, batch, self.config.model.temporal)
         outputs, _ = model(batch.frames, memory)
         assert batch.targets is not None
         with torch.autocast(self.device.type, enabled=False):

@@ -60,8 +60,14 @@ class TinyModel(nn.Module):
             bev = bev + 0.5 * torch.where(memory.valid[:, None, None, None], memory.features, 0.0)
         return self.dropout(torch.tanh(self.mix(bev)))
 
-    def remember(self, bev: Tensor, frames: CameraFrames) -> BEVMemory:
-        valid = torch.ones(frames.batch_size, dtype=torch.bool)
+    def remember(
+        self,
+        bev: Tensor,
+        frames: CameraFrames,
+        memory: BEVMemory | None = None,
+        valid: Tensor | None = None,
+    ) -> BEVMemory:
+        valid = torch.ones(frames.batch_size, dtype=torch.bool) if valid is None else valid
         return BEVMemory(bev, frames.bev_to_global, frames.timestamps_s, valid)
 
     def losses(self, outputs: ModelOutputs, targets: Targets, reduce_mean: Any) -> dict[str, Tensor]:

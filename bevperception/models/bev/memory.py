@@ -7,12 +7,14 @@ Two alignments: :func:`warp_bev` samples the earlier map bilinearly with the ful
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bevperception.geometry import BEVGrid
+from bevperception.structures import CameraFrames
 
 _SNAP = 2.0**20
 """Sampling positions are rounded to 1/_SNAP of a cell, so that no motion samples cells exactly."""
@@ -86,6 +88,23 @@ def warp_bev(
         features (B, C, rows, columns) and coverage (B, rows, columns), see :func:`sample_bilinear`.
     """
     return sample_bilinear(features, cells_in_previous(grid, bev_to_global, previous_bev_to_global))
+
+
+def seen_from(frames: CameraFrames, bev_to_global: Tensor) -> CameraFrames:
+    """The same images with a calibration for another BEV frame.
+
+    Args:
+        frames: what was seen, B samples.
+        bev_to_global: (B, 4, 4) float64 of the BEV frame that is asked for; any invertible matrix.
+
+    Returns:
+        the frames with ``bev_to_image`` and ``bev_to_global`` replaced.
+
+    Source: the published BEVFormer v2 encodes past frames in the current LiDAR frame this way.
+    """
+    asked_to_own = torch.linalg.solve(frames.bev_to_global.double(), bev_to_global.double())
+    bev_to_image = frames.bev_to_image.double() @ asked_to_own[:, None]
+    return replace(frames, bev_to_image=bev_to_image.to(frames.bev_to_image), bev_to_global=bev_to_global)
 
 
 def rotate_bev(features: Tensor, angle_deg: Tensor, center: tuple[float, float]) -> Tensor:

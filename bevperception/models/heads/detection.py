@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bevperception.models.heads.box_code import CODE_SIZE, BoxCodec
 from bevperception.models.heads.decoder import DetectionDecoder
+from bevperception.models.hybrid import ProposalQueries
 from bevperception.structures import Boxes3D, DetectionOutputs
 
 PRIOR_PROBABILITY = 0.01
@@ -43,6 +44,7 @@ class DetectionHead(nn.Module):
         queries: learned object queries.
         hidden_layers: of the branches.
         range_m: (x_min, y_min, z_min, x_max, y_max, z_max) that normalised centres span, BEV frame.
+        groups: groups of learned queries in training (Group DETR); inference keeps the first.
     """
 
     range_low_m: Tensor
@@ -56,11 +58,13 @@ class DetectionHead(nn.Module):
         queries: int,
         hidden_layers: int,
         range_m: tuple[float, float, float, float, float, float],
+        groups: int = 1,
     ) -> None:
         super().__init__()
         layers = len(decoder.layers)
         self.decoder = decoder
-        self.query_embedding = nn.Embedding(queries, 2 * channels)
+        self.queries, self.groups = queries, groups
+        self.query_embedding = nn.Embedding(groups * queries, 2 * channels)
         self.reference_points = nn.Linear(channels, 3)
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
@@ -73,31 +77,60 @@ class DetectionHead(nn.Module):
         self.register_buffer("range_low_m", low, persistent=False)
         self.register_buffer("range_size_m", size, persistent=False)
 
-    def forward(self, bev: Tensor) -> DetectionOutputs:
+    def forward(self, bev: Tensor, proposals: ProposalQueries | None = None) -> DetectionOutputs:
         """Detect.
 
         Args:
             bev: (B, C, rows, columns) BEV features.
+            proposals: queries that join the learned ones in every group.
 
         Returns:
-            Logits and codes of all layers, centres in metres.
+            Logits and codes of all layers, centres in metres; a group's learned queries stand before
+            its proposals.
         """
-        batch, _, rows, columns = bev.shape
-        position, content = self.query_embedding.weight.chunk(2, dim=-1)
-        reference_points = self.reference_points(position).sigmoid().expand(batch, -1, -1)
+        rows, columns = bev.shape[-2:]
+        groups = self.groups if self.training else 1
+        content, position, reference_points, padding = self._object_queries(bev.shape[0], groups, proposals)
         decoded = self.decoder(
-            content.expand(batch, -1, -1),
-            position.expand(batch, -1, -1),
+            content,
+            position,
             bev.flatten(2).transpose(1, 2),
             reference_points,
             [(rows, columns)],
             list(self.regression),
+            groups,
+            padding,
         )
         assert decoded.codes is not None
         logits = torch.stack(
             [branch(s) for branch, s in zip(self.classification, decoded.states, strict=True)]
         )
-        return DetectionOutputs(logits, self._to_metres(decoded.codes))
+        valid = None if padding is None else ~padding
+        return DetectionOutputs(logits, self._to_metres(decoded.codes), groups, valid)
+
+    def _object_queries(
+        self, batch: int, groups: int, proposals: ProposalQueries | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Content, position (B, Q, C), reference points (B, Q, 3), padding (B, Q) of all groups' queries."""
+        position, content = self.query_embedding.weight[: groups * self.queries].chunk(2, dim=-1)
+        reference = self.reference_points(position).sigmoid()
+        learned = [x.expand(batch, -1, -1) for x in (content, position, reference)]
+        if proposals is None or not proposals.padding.shape[1]:
+            return learned[0], learned[1], learned[2], None
+        added = (proposals.content, proposals.position, proposals.reference_points)
+        joined = [
+            torch.cat(
+                (
+                    own.unflatten(1, (groups, self.queries)),
+                    other[:, None].expand(-1, groups, -1, -1).to(own.dtype),
+                ),
+                dim=2,
+            ).flatten(1, 2)
+            for own, other in zip(learned, added, strict=True)
+        ]
+        there = proposals.padding.new_zeros(batch, self.queries)
+        padding = torch.cat((there, proposals.padding), dim=1).repeat(1, groups)
+        return joined[0], joined[1], joined[2], padding
 
     def _to_metres(self, codes: Tensor) -> Tensor:
         low, size = self.range_low_m.to(codes.dtype), self.range_size_m.to(codes.dtype)
