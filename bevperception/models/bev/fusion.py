@@ -259,13 +259,25 @@ def push(memory: BEVMemory | None, newest: BEVMemory, past: int, interval_s: flo
     """
     older = [] if memory is None else [frame for frame in memory.frames if bool(frame.valid.any())]
     if interval_s == 0.0:
-        return newest.with_older(older[: max(past - 1, 0)])
+        return newest.with_older(_still_needed(newest, older, past))
     reach_s, spacing_s = (past + 0.5) * interval_s, _SPACING * interval_s - _ROUNDING_S
     kept: list[BEVMemory] = []
     for frame in reversed(older):  # from the oldest on, so that what was once kept stays
         if _least_s(newest, frame) <= reach_s and (not kept or _most_s(frame, kept[-1]) >= spacing_s):
             kept.append(frame)
     return newest.with_older(kept[::-1])
+
+
+def _still_needed(newest: BEVMemory, older: Sequence[BEVMemory], past: int) -> list[BEVMemory]:
+    """The frames that are among the last ``past`` ones of some sample."""
+    seen = newest.valid.long()
+    kept: list[BEVMemory] = []
+    for frame in older:
+        needed = frame.valid & (seen < past)
+        if bool(needed.any()):
+            kept.append(frame)
+        seen = seen + needed.long()
+    return kept
 
 
 def _differences_s(later: BEVMemory, earlier: BEVMemory) -> list[float]:
