@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bevperception.config import DataConfig
+from bevperception.data.image_input import ImageInput
+from bevperception.data.transforms import ImageFit
+from bevperception.errors import ConfigError
+from bevperception.geometry import invert_rigid
 from bevperception.structures import BEVMemory, Boxes3D, CameraFrames, ModelOutputs
 
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_COMPILED_PARTS = ("backbone", "neck")
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,73 @@ class ResetRules:
         return None
 
 
+@dataclass(frozen=True)
+class CameraCalibration:
+    """A pinhole camera on a vehicle.
+
+    Attributes:
+        width, height: size in pixels of the images that the intrinsics belong to.
+        intrinsics: (3, 3) float64 camera frame to pixels.
+        camera_to_ego: (4, 4) float64.
+    """
+
+    width: int
+    height: int
+    intrinsics: Tensor
+    camera_to_ego: Tensor
+
+
+@dataclass(frozen=True)
+class RigCalibration:
+    """All cameras of a vehicle.
+
+    Attributes:
+        cameras: by channel, for example CAM_FRONT.
+        bev_to_ego: (4, 4) float64; the identity for models that reason in the ego frame.
+    """
+
+    cameras: Mapping[str, CameraCalibration]
+    bev_to_ego: Tensor = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class EgoMotion:
+    """Where the vehicle was at a frame's instant and at its exposures.
+
+    Attributes:
+        ego_to_global: (4, 4) float64 at the frame's instant; global is any frame that stands still.
+        at_exposure: ``ego_to_global`` (4, 4) by channel; a camera without one took its image at the
+            frame's instant.
+    """
+
+    ego_to_global: Tensor
+    at_exposure: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Perception:
+    """What one frame showed.
+
+    Attributes:
+        stamp_s: the frame's instant.
+        boxes: BEV frame, scored, best first, on the CPU.
+        segmentation: (classes, rows, columns) float32 probabilities on the CPU, or None without that head.
+        bev_to_ego, bev_to_global: (4, 4) float64 at the frame's instant.
+        cameras: channels that were used, in the model's order.
+        reset: why the memory was forgotten before this frame; None where it was used.
+        stages_ms: duration of prepare, model and decode in milliseconds.
+    """
+
+    stamp_s: float
+    boxes: Boxes3D
+    segmentation: Tensor | None
+    bev_to_ego: Tensor
+    bev_to_global: Tensor
+    cameras: tuple[str, ...]
+    reset: str | None
+    stages_ms: Mapping[str, float]
+
+
 class StreamingPredictor:
     """Frames of one vehicle in, boxes and segmentation out; owns the memory between them.
 
@@ -58,6 +135,9 @@ class StreamingPredictor:
         device: where it runs.
         precision: Lightning's names: 32-true, bf16-mixed or 16-mixed.
         rules: when memory is forgotten.
+        data: cameras, image size and normalisation that the model was trained with; needed by
+            :meth:`step` and :meth:`warm_up`, not by :meth:`perceive` and :meth:`observe`.
+        compiled: run the image backbone and neck through torch.compile; the first frames are slow.
 
     Attributes:
         last_reset: why the newest frame started a new memory; None when the memory was used.
@@ -69,6 +149,8 @@ class StreamingPredictor:
         device: torch.device | str = "cpu",
         precision: str = "32-true",
         rules: ResetRules | None = None,
+        data: DataConfig | None = None,
+        compiled: bool = False,
     ) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
@@ -77,13 +159,99 @@ class StreamingPredictor:
         self.last_reset: str | None = None
         self._memory: BEVMemory | None = None
         self._scene_token: str | None = None
+        self._canvas = None if data is None else _Canvas(data)
+        if compiled:
+            for name in _COMPILED_PARTS:
+                getattr(model, name).compile()
 
     def reset(self) -> None:
         """Forget everything; the next frame starts a sequence."""
         self._memory, self._scene_token = None, None
 
-    def step(self, frames: CameraFrames, scene_token: str) -> tuple[list[Boxes3D], Tensor | None]:
-        """Perceive one frame.
+    def step(
+        self,
+        images: Mapping[str, NDArray[np.uint8]],
+        calibration: RigCalibration,
+        ego_pose: EgoMotion,
+        stamp: float,
+        sequence: str = "",
+    ) -> Perception:
+        """Perceive one frame from any of the model's cameras; the others count as missing.
+
+        Args:
+            images: (height, width, 3) BGR by channel, undistorted, of the calibration's size or reduced by
+                exactly :meth:`reduction`.
+            calibration: of at least the cameras with images.
+            ego_pose: of the vehicle.
+            stamp: the frame's instant, seconds.
+            sequence: name of the drive; another one than the last frame's starts a new memory.
+
+        Raises:
+            ConfigError: if the predictor was made without ``data``.
+            ValueError: if there is no image, a camera is unknown or not calibrated, or an image has
+                another size.
+        """
+        canvas = self._require_canvas()
+        stages = _Stopwatch(self.device)
+        bev_to_global = ego_pose.ego_to_global.double() @ calibration.bev_to_ego
+        with stages.time("prepare"):
+            frames = canvas.frames(images, calibration, ego_pose, bev_to_global, stamp)
+        with stages.time("model"):
+            outputs = self.observe(frames, sequence)
+        with stages.time("decode"):
+            boxes = self.decode(outputs)[0]
+            logits = outputs.segmentation_logits
+            segmentation = None if logits is None else logits[0].float().sigmoid().cpu()
+        return Perception(
+            stamp_s=stamp,
+            boxes=boxes,
+            segmentation=segmentation,
+            bev_to_ego=calibration.bev_to_ego,
+            bev_to_global=bev_to_global,
+            cameras=tuple(channel for channel in canvas.cameras if channel in images),
+            reset=self.last_reset,
+            stages_ms=stages.stages_ms,
+        )
+
+    def reduction(self, width: int, height: int) -> int:
+        """1, 2, 4 or 8: the fraction of its size that a camera image may be decoded at for :meth:`step`.
+
+        Args:
+            width, height: of the camera's images in pixels.
+
+        Raises:
+            ConfigError: if the predictor was made without ``data``, or images of this size do not fit.
+        """
+        return self._require_canvas().reduction((width, height))
+
+    def warm_up(self, frames: int = 2) -> float:
+        """Run blank frames, with and without memory, so that the first real one is not slow; then reset.
+
+        Args:
+            frames: how many.
+
+        Returns:
+            Milliseconds that the last of them took.
+
+        Raises:
+            ConfigError: if the predictor was made without ``data``.
+        """
+        canvas = self._require_canvas()
+        calibration = canvas.blank_rig()
+        width, height = canvas.size
+        blank = np.zeros((height, width, 3), dtype=np.uint8)
+        self.reset()
+        spent_ms = 0.0
+        for index in range(frames):
+            begin = time.perf_counter()
+            images = dict.fromkeys(canvas.cameras, blank)
+            self.step(images, calibration, EgoMotion(torch.eye(4, dtype=torch.float64)), 0.1 * index)
+            spent_ms = 1e3 * (time.perf_counter() - begin)
+        self.reset()
+        return spent_ms
+
+    def perceive(self, frames: CameraFrames, scene_token: str) -> tuple[list[Boxes3D], Tensor | None]:
+        """Perceive one frame whose images are already the network's input.
 
         Args:
             frames: of one vehicle (B = 1), on any device.
@@ -102,7 +270,7 @@ class StreamingPredictor:
         return self.decode(outputs), None if logits is None else logits.float().sigmoid()
 
     def observe(self, frames: CameraFrames, scene_token: str) -> ModelOutputs:
-        """The model's raw outputs of one frame, on its device; arguments and errors as :meth:`step`."""
+        """The model's raw outputs of one frame, on its device; arguments and errors as :meth:`perceive`."""
         if frames.batch_size != 1:
             raise ValueError(f"a StreamingPredictor follows one vehicle, got frames of {frames.batch_size}")
         if self._memory is None:
@@ -119,10 +287,15 @@ class StreamingPredictor:
         return outputs
 
     def decode(self, outputs: ModelOutputs) -> list[Boxes3D]:
-        """Boxes of raw outputs, see :meth:`step`."""
+        """Boxes of raw outputs, see :meth:`perceive`."""
         model: Any = self.model
         with torch.inference_mode():
             return [found.to("cpu") for found in model.decode(outputs)]
+
+    def _require_canvas(self) -> _Canvas:
+        if self._canvas is None:
+            raise ConfigError("this StreamingPredictor has no data settings: give it data=config.data")
+        return self._canvas
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "32-true":
@@ -131,3 +304,93 @@ class StreamingPredictor:
         if dtype is torch.float16 and self.device.type == "cpu":
             dtype = torch.bfloat16  # as Lightning does: CPUs have no float16 autocast of use
         return torch.autocast(self.device.type, dtype)
+
+
+class _Stopwatch:
+    """Times named stages; waits for the device at each stage's end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stages_ms: dict[str, float] = {}
+        self._device = device
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.stages_ms[name] = 1e3 * (time.perf_counter() - begin)
+
+
+class _Canvas:
+    """The network's input, filled anew for every frame in the same memory."""
+
+    def __init__(self, data: DataConfig) -> None:
+        self.cameras = tuple(data.cameras)
+        self._input = ImageInput(data)
+        self.size = self._input.size
+        width, height = self.size
+        # NumPy asks for huge pages where torch does not: some 30 times fewer page faults.
+        self._images = torch.from_numpy(np.zeros((1, len(self.cameras), 3, height, width), dtype=np.float32))
+        self._fits: dict[str, ImageFit] = {}
+
+    def reduction(self, source: tuple[int, int]) -> int:
+        return self._input.reduction(self._input.plan(source))
+
+    def blank_rig(self) -> RigCalibration:
+        width, height = self.size
+        intrinsics = torch.tensor(
+            [[width / 2, 0, width / 2], [0, width / 2, height / 2], [0, 0, 1]], dtype=torch.float64
+        )
+        camera = CameraCalibration(width, height, intrinsics, torch.eye(4, dtype=torch.float64))
+        return RigCalibration(dict.fromkeys(self.cameras, camera))
+
+    def frames(
+        self,
+        images: Mapping[str, NDArray[np.uint8]],
+        rig: RigCalibration,
+        motion: EgoMotion,
+        bev_to_global: Tensor,
+        stamp_s: float,
+    ) -> CameraFrames:
+        unknown = [channel for channel in images if channel not in self.cameras]
+        if unknown or not images:
+            have = ", ".join(unknown) or "none"
+            raise ValueError(f"images of some of {', '.join(self.cameras)} are needed, got {have}")
+        projections = torch.eye(4, dtype=torch.float64).repeat(len(self.cameras), 1, 1)
+        for slot, channel in enumerate(self.cameras):
+            if channel not in images:
+                continue
+            if channel not in rig.cameras:
+                raise ValueError(f"{channel} has an image but no calibration")
+            camera = rig.cameras[channel]
+            fit = self._write(slot, channel, images[channel], (camera.width, camera.height))
+            ego_to_global = motion.at_exposure.get(channel, motion.ego_to_global).double()
+            intrinsics = torch.eye(4, dtype=torch.float64)
+            intrinsics[:3, :3] = camera.intrinsics
+            global_to_camera = invert_rigid(ego_to_global @ camera.camera_to_ego.double())
+            projections[slot] = fit.matrix() @ (intrinsics @ global_to_camera @ bev_to_global)
+        there = [channel in images for channel in self.cameras]
+        return CameraFrames(
+            images=self._images,
+            bev_to_image=projections[None].float(),
+            bev_to_global=bev_to_global[None],
+            timestamps_s=torch.tensor([stamp_s], dtype=torch.float64),
+            camera_mask=None if all(there) else torch.tensor([there]),
+        )
+
+    def _write(self, slot: int, channel: str, image: NDArray[np.uint8], source: tuple[int, int]) -> ImageFit:
+        fit = self._input.plan(source)
+        reduction = self._input.reduction(fit)
+        size = (image.shape[1], image.shape[0])
+        allowed = [(source[0] // factor, source[1] // factor) for factor in sorted({1, reduction})]
+        if size not in allowed:
+            wanted = " or ".join(f"{width}x{height}" for width, height in allowed)
+            raise ValueError(
+                f"{channel} has an image of {size[0]}x{size[1]} pixels, its calibration {wanted}"
+            )
+        if self._fits.get(channel) != fit:
+            self._images[0, slot].zero_()  # the padding may lie elsewhere now
+            self._fits[channel] = fit
+        self._input.write(image, fit, self._images[0, slot])
+        return fit

@@ -27,7 +27,7 @@ def test_a_sequence_equals_calling_the_model_with_its_memory() -> None:
     memory = None
     for step in range(3):
         frames = frames_at(0.5 * step, seed=step)
-        boxes, probabilities = predictor.step(frames, "a")
+        boxes, probabilities = predictor.perceive(frames, "a")
         with torch.no_grad():
             outputs, memory = model(frames, memory)
         assert outputs.segmentation_logits is not None
@@ -53,12 +53,12 @@ def test_a_sequence_equals_calling_the_model_with_its_memory() -> None:
 def test_memory_is_forgotten_by_the_rules(time_s: float, x_m: float, scene: str, reason: str | None) -> None:
     torch.manual_seed(0)
     predictor = StreamingPredictor(TinyModel())
-    predictor.step(frames_at(0.0), "a")
+    predictor.perceive(frames_at(0.0), "a")
     frames = frames_at(time_s, x_m, seed=1)
-    _, found = predictor.step(frames, scene)
+    _, found = predictor.perceive(frames, scene)
     assert predictor.last_reset == reason
     predictor.reset()
-    _, fresh = predictor.step(frames, scene)
+    _, fresh = predictor.perceive(frames, scene)
     assert found is not None
     assert fresh is not None
     assert torch.equal(found, fresh) == (reason is not None)
@@ -66,21 +66,21 @@ def test_memory_is_forgotten_by_the_rules(time_s: float, x_m: float, scene: str,
 
 def test_the_rules_are_settings() -> None:
     predictor = StreamingPredictor(TinyModel(), rules=ResetRules(max_gap_s=0.2))
-    predictor.step(frames_at(0.0), "a")
-    predictor.step(frames_at(0.3), "a")
+    predictor.perceive(frames_at(0.0), "a")
+    predictor.perceive(frames_at(0.3), "a")
     assert predictor.last_reset == "0.300 s without a frame"
 
 
 def test_two_vehicles_are_refused() -> None:
     with pytest.raises(ValueError, match="one vehicle, got frames of 2"):
-        StreamingPredictor(TinyModel()).step(concatenate_frames([frames_at(0.0)] * 2), "a")
+        StreamingPredictor(TinyModel()).perceive(concatenate_frames([frames_at(0.0)] * 2), "a")
 
 
 def test_half_precision_stays_near_full() -> None:
     torch.manual_seed(0)
     model = TinyModel()
     full, half = (
-        StreamingPredictor(model, precision=p).step(frames_at(0.0), "a")[1] for p in ("32-true", "bf16-mixed")
+        StreamingPredictor(model, precision=p).perceive(frames_at(0.0), "a")[1] for p in ("32-true", "bf16-mixed")
     )
     assert full is not None
     assert half is not None

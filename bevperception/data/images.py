@@ -77,18 +77,36 @@ def read_image(path: Path, size: tuple[int, int], reduction: int = 1) -> NDArray
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read image {path}: {error.strerror}") from error
+    return decode_image(data, size, reduction, str(path))
+
+
+def decode_image(data: bytes, size: tuple[int, int], reduction: int, name: str) -> NDArray[np.uint8]:
+    """Decode an image file's bytes.
+
+    Args:
+        data: JPEG, or any other format that OpenCV reads.
+        size: (width, height) that the tables or the camera promise; the calibration belongs to it.
+        reduction: 1, 2, 4 or 8: decode at this fraction of the size (see :func:`reduction_for`).
+        name: what messages call the image.
+
+    Returns:
+        (height / reduction, width / reduction, 3) BGR.
+
+    Raises:
+        DataError: if the data is truncated, not an image, or of another size.
+    """
     if data.startswith(_JPEG_START) and not is_complete_jpeg(data):
-        raise DataError(f"image {path} is truncated: no end-of-image marker in its {len(data)} bytes")
+        raise DataError(f"image {name} is truncated: no end-of-image marker in its {len(data)} bytes")
     image = None
     if data:
         flags = _REDUCED[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     if image is None:
-        raise DataError(f"image {path} cannot be decoded; it is damaged or not an image ({len(data)} bytes)")
+        raise DataError(f"image {name} cannot be decoded; it is damaged or not an image ({len(data)} bytes)")
     expected = (size[1] // reduction, size[0] // reduction)
     if image.shape[:2] != expected:
         raise DataError(
-            f"image {path} decodes to {image.shape[1]}x{image.shape[0]} pixels where sample_data.json "
-            f"promises {expected[1]}x{expected[0]} (at 1/{reduction} scale): its calibration would be wrong"
+            f"image {name} decodes to {image.shape[1]}x{image.shape[0]} pixels where its calibration "
+            f"promises {expected[1]}x{expected[0]} (at 1/{reduction} scale): its projection would be wrong"
         )
     return np.asarray(image, dtype=np.uint8)

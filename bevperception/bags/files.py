@@ -1,0 +1,98 @@
+"""Opening rosbag2 folders for reading and writing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bevperception.errors import ConfigError, DataError
+
+try:
+    from rosbags.highlevel import AnyReader, AnyReaderError
+    from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
+    from rosbags.rosbag2 import StoragePlugin, Writer
+    from rosbags.typesys import Stores, get_typestore
+except ImportError as error:
+    raise ConfigError("bags need the rosbags package: pip install -e '.[ros]'") from error
+
+STORAGES = ("mcap", "sqlite3")
+_VERSION = 9
+
+
+def typestore() -> Any:
+    """The message types of ROS 2 Kilted; those of Jazzy and Humble that are used here are the same."""
+    return get_typestore(Stores.ROS2_KILTED)
+
+
+@contextmanager
+def open_writer(path: Path, storage: str, overwrite: bool = False) -> Iterator[Any]:
+    """A new bag, which appears under its name when it is complete.
+
+    Args:
+        path: folder of the bag.
+        storage: one of :data:`STORAGES`.
+        overwrite: replace a bag that is there.
+
+    Raises:
+        ConfigError: if there is something already, or the storage is unknown.
+    """
+    if storage not in STORAGES:
+        raise ConfigError(f"storage must be one of {', '.join(STORAGES)}, got {storage!r}")
+    if path.exists() and not (overwrite and (path / "metadata.yaml").is_file()):
+        raise ConfigError(f"{path} exists already; choose another name or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The file inside is named after the folder, so the partial folder lies in one of another name.
+    partial = path.parent / f".{path.name}.partial" / path.name
+    shutil.rmtree(partial.parent, ignore_errors=True)
+    partial.parent.mkdir()
+    try:
+        plugin = StoragePlugin.MCAP if storage == "mcap" else StoragePlugin.SQLITE3
+        with Writer(partial, version=_VERSION, storage_plugin=plugin) as writer:
+            yield writer
+        shutil.rmtree(path, ignore_errors=True)
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial.parent, ignore_errors=True)
+
+
+@contextmanager
+def open_reader(path: Path) -> Iterator[Any]:
+    """A bag for reading: a folder, or an mcap file.
+
+    Raises:
+        DataError: if it is missing or damaged.
+    """
+    if not path.exists():
+        raise DataError(f"there is no bag at {path}")
+    try:
+        with AnyReader([path], default_typestore=typestore()) as reader:
+            yield reader
+    except AnyReaderError as error:
+        raise DataError(f"{path} cannot be read as a bag: {error}") from error
+
+
+def offered_qos(latched: bool, depth: int) -> Sequence[Any]:
+    """Quality of service of a topic as bags record it: reliable.
+
+    Args:
+        latched: late subscribers get the last messages (transient local).
+        depth: of the history.
+    """
+    durability = QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE
+    forever = QosTime(9223372036, 854775807)
+    return [
+        Qos(
+            QosHistory.KEEP_LAST,
+            depth,
+            QosReliability.RELIABLE,
+            durability,
+            forever,
+            forever,
+            QosLiveliness.AUTOMATIC,
+            forever,
+            False,
+        )
+    ]

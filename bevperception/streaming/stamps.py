@@ -1,0 +1,60 @@
+"""Telling a single wrong stamp from a clock that jumped."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Verdict(Enum):
+    """What a stamp says about the clock behind it."""
+
+    GOOD = "good"
+    """Near the newest stamp."""
+    SUSPECT = "suspect"
+    """Far from it: alone, a mistake of the sender."""
+    JUMP = "jump"
+    """The last of several in a row, with no good one between: the clock jumped."""
+
+
+class StampGuard:
+    """Watches the stamps of all sources together.
+
+    One camera with a wrong clock is outvoted by the others; a bag that starts again, or a pause, takes all
+    sources along.
+
+    Args:
+        jump_s: stamps farther than this from the newest, either way, are suspect.
+        votes: so many suspects in a row, near each other, make a jump.
+
+    Attributes:
+        newest_ns: newest good stamp; None before the first.
+    """
+
+    def __init__(self, jump_s: float = 1.0, votes: int = 3) -> None:
+        self.newest_ns: int | None = None
+        self._jump_ns = round(jump_s * 1e9)
+        self._votes = votes
+        self._streak: list[int] = []
+
+    def judge(self, stamp_ns: int) -> Verdict:
+        """Take a stamp in.
+
+        Returns:
+            JUMP once; the stamp is then the newest one.
+        """
+        if self.newest_ns is None or abs(stamp_ns - self.newest_ns) <= self._jump_ns:
+            self.newest_ns = stamp_ns if self.newest_ns is None else max(self.newest_ns, stamp_ns)
+            self._streak.clear()
+            return Verdict.GOOD
+        if self._streak and abs(stamp_ns - self._streak[-1]) > self._jump_ns:
+            self._streak.clear()
+        self._streak.append(stamp_ns)
+        if len(self._streak) < self._votes:
+            return Verdict.SUSPECT
+        self.newest_ns = max(self._streak)
+        self._streak.clear()
+        return Verdict.JUMP
+
+    def offset_s(self, stamp_ns: int) -> float:
+        """How far a stamp lies ahead of the newest one, seconds."""
+        return 0.0 if self.newest_ns is None else (stamp_ns - self.newest_ns) * 1e-9

@@ -1,0 +1,53 @@
+"""Rates and durations of the last while, in bounded memory."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+
+class Durations:
+    """The newest durations of something.
+
+    Args:
+        keep: so many are remembered.
+    """
+
+    def __init__(self, keep: int = 200) -> None:
+        self._values_ms: deque[float] = deque(maxlen=keep)
+
+    def add(self, value_ms: float) -> None:
+        """Take one in, milliseconds."""
+        self._values_ms.append(value_ms)
+
+    def percentiles_ms(self) -> tuple[float, float] | None:
+        """Median and 95th percentile in milliseconds; None when there is nothing."""
+        if not self._values_ms:
+            return None
+        p50, p95 = np.percentile(list(self._values_ms), (50, 95))
+        return float(p50), float(p95)
+
+
+class Rate:
+    """How often something happens.
+
+    Args:
+        keep: so many events are remembered.
+        window_s: older ones do not count.
+    """
+
+    def __init__(self, keep: int = 100, window_s: float = 10.0) -> None:
+        self._times_s: deque[float] = deque(maxlen=keep)
+        self._window_s = window_s
+
+    def add(self, now_s: float) -> None:
+        """It happened; monotonic clock."""
+        self._times_s.append(now_s)
+
+    def hz(self, now_s: float) -> float:
+        """Events a second in the window; 0 with fewer than two."""
+        recent = [t for t in self._times_s if now_s - t <= self._window_s]
+        if len(recent) < 2 or recent[-1] <= recent[0]:
+            return 0.0
+        return (len(recent) - 1) / (recent[-1] - recent[0])

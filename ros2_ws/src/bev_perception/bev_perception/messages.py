@@ -1,0 +1,224 @@
+"""ROS messages to plain values and back; no logic."""
+
+from __future__ import annotations
+
+import array
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import Point, Pose, Quaternion, Vector3
+from nav_msgs.msg import OccupancyGrid, Odometry
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
+from std_msgs.msg import ColorRGBA, Header
+from torch import Tensor
+from visualization_msgs.msg import Marker, MarkerArray
+
+from bevperception.streaming import camera_model, conversions, diagnostics
+from bevperception.streaming.images import CameraImage
+from bevperception.streaming.poses import TimedPose
+from bevperception.streaming.rig import pose_from_xyzw
+
+try:
+    from vision_msgs.msg import Detection3D, Detection3DArray, ObjectHypothesisWithPose
+except ImportError:  # not in every ROS installation; the node says so when it is configured
+    Detection3DArray = None
+
+# ---------------------------------------------------------------- in
+
+
+def stamp_ns(stamp: Time) -> int:
+    """Nanoseconds of a stamp."""
+    return stamp.sec * 10**9 + stamp.nanosec
+
+
+def to_stamp(nanoseconds: int) -> Time:
+    """Stamp of nanoseconds."""
+    return Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
+
+
+def from_compressed(channel: str, message: CompressedImage) -> CameraImage:
+    """A compressed image, arrived now."""
+    return CameraImage(
+        channel=channel,
+        stamp_ns=stamp_ns(message.header.stamp),
+        arrived_s=time.monotonic(),
+        data=message.data,
+        frame_id=message.header.frame_id,
+    )
+
+
+def from_image(channel: str, message: Image) -> CameraImage:
+    """A raw image, arrived now."""
+    return CameraImage(
+        channel=channel,
+        stamp_ns=stamp_ns(message.header.stamp),
+        arrived_s=time.monotonic(),
+        data=message.data,
+        encoding=message.encoding,
+        width=message.width,
+        height=message.height,
+        step=message.step,
+        frame_id=message.header.frame_id,
+    )
+
+
+def from_camera_info(message: CameraInfo) -> camera_model.CameraInfo:
+    """The numbers of a camera info."""
+    roi = message.roi
+    return camera_model.CameraInfo(
+        width=message.width,
+        height=message.height,
+        distortion_model=message.distortion_model,
+        d=tuple(message.d),
+        k=tuple(float(value) for value in message.k),
+        p=tuple(float(value) for value in message.p),
+        frame_id=message.header.frame_id,
+        binning=(message.binning_x, message.binning_y),
+        roi=(roi.x_offset, roi.y_offset, roi.width, roi.height),
+    )
+
+
+def from_odometry(message: Odometry) -> TimedPose:
+    """The pose of an odometry message."""
+    return _timed_pose(message.header, message.pose.pose.position, message.pose.pose.orientation)
+
+
+def from_transform(message: Any) -> TimedPose:
+    """The pose of a geometry_msgs/TransformStamped: the child in the parent."""
+    return _timed_pose(message.header, message.transform.translation, message.transform.rotation)
+
+
+def _timed_pose(header: Header, place: Any, turn: Any) -> TimedPose:
+    return TimedPose(stamp_ns(header.stamp), (place.x, place.y, place.z), (turn.w, turn.x, turn.y, turn.z))
+
+
+def transform_matrix(message: Any) -> Tensor:
+    """(4, 4) child to parent of a geometry_msgs/TransformStamped.
+
+    Raises:
+        ValueError: if it is not a rigid transform.
+    """
+    place, turn = message.transform.translation, message.transform.rotation
+    return pose_from_xyzw([place.x, place.y, place.z], [turn.x, turn.y, turn.z, turn.w])
+
+
+# ---------------------------------------------------------------- out
+
+
+def detection_array(header: Header, found: Iterable[conversions.Detection]) -> Any:
+    """vision_msgs/Detection3DArray; only where vision_msgs is installed."""
+    message = Detection3DArray(header=header)
+    for index, one in enumerate(found):
+        hypothesis = ObjectHypothesisWithPose()
+        hypothesis.hypothesis.class_id = one.class_name
+        hypothesis.hypothesis.score = one.score
+        hypothesis.pose.pose = _pose(one)
+        entry = Detection3D(header=header, results=[hypothesis], id=str(index))
+        entry.bbox.center = _pose(one)
+        entry.bbox.size = Vector3(x=one.size[0], y=one.size[1], z=one.size[2])
+        message.detections.append(entry)
+    return message
+
+
+def object_cloud(header: Header, rows: np.ndarray) -> PointCloud2:
+    """sensor_msgs/PointCloud2 with a point for each row (n, 11) of ``conversions.OBJECT_FIELDS``."""
+    names = conversions.OBJECT_FIELDS
+    fields = [
+        PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
+        for index, name in enumerate(names)
+    ]
+    step = 4 * len(names)
+    message = PointCloud2(
+        header=header,
+        height=1,
+        width=len(rows),
+        fields=fields,
+        is_bigendian=False,
+        point_step=step,
+        row_step=step * len(rows),
+        is_dense=True,
+    )
+    message.data = array.array("B", np.ascontiguousarray(rows, dtype=np.float32).tobytes())
+    return message
+
+
+def markers(header: Header, found: Sequence[conversions.Detection]) -> MarkerArray:
+    """Boxes, headings, velocities and labels; what was shown before is removed first."""
+    message = MarkerArray(markers=[Marker(header=header, action=Marker.DELETEALL)])
+    for index, one in enumerate(found):
+        r, g, b = conversions.colour(one.class_name)
+        box = Marker(header=header, ns="boxes", id=index, type=Marker.CUBE, pose=_pose(one))
+        box.scale = Vector3(x=one.size[0], y=one.size[1], z=one.size[2])
+        box.color = ColorRGBA(r=r, g=g, b=b, a=0.55)
+        message.markers.append(box)
+        message.markers.append(_arrow(header, "headings", index, conversions.heading(one), (r, g, b)))
+        moves = conversions.arrow(one)
+        if moves is not None:
+            colour = conversions.arrow_colour()
+            message.markers.append(_arrow(header, "velocities", index, moves, colour))
+        label = Marker(header=header, ns="labels", id=index, type=Marker.TEXT_VIEW_FACING, pose=_pose(one))
+        label.pose.position.z += one.size[2] / 2 + 0.5
+        label.scale.z = 0.8
+        label.color = ColorRGBA(r=1.0, g=1.0, b=1.0, a=0.9)
+        label.text = f"{one.class_name} {one.score:.2f}"
+        message.markers.append(label)
+    return message
+
+
+def occupancy_grid(header: Header, grid: conversions.Grid) -> OccupancyGrid:
+    """nav_msgs/OccupancyGrid of one class."""
+    message = OccupancyGrid(header=header)
+    message.info.map_load_time = header.stamp
+    message.info.resolution = grid.resolution_m
+    message.info.width, message.info.height = grid.width, grid.height
+    x, y, yaw = grid.origin
+    message.info.origin.position = Point(x=x, y=y, z=0.0)
+    message.info.origin.orientation = Quaternion(z=float(np.sin(yaw / 2)), w=float(np.cos(yaw / 2)))
+    message.data = array.array("b", np.ascontiguousarray(grid.cells).tobytes())
+    return message
+
+
+def rgb_image(header: Header, pixels: np.ndarray) -> Image:
+    """sensor_msgs/Image of (height, width, 3) RGB."""
+    height, width = pixels.shape[:2]
+    message = Image(header=header, height=height, width=width, encoding="rgb8", step=3 * width)
+    message.data = array.array("B", np.ascontiguousarray(pixels).tobytes())
+    return message
+
+
+def diagnostic_array(stamp: Time, node: str, found: Iterable[diagnostics.Status]) -> DiagnosticArray:
+    """diagnostic_msgs/DiagnosticArray of status lines."""
+    message = DiagnosticArray()
+    message.header.stamp = stamp
+    for one in found:
+        values = [KeyValue(key=key, value=value) for key, value in one.values.items()]
+        message.status.append(
+            DiagnosticStatus(
+                level=bytes([one.level]),
+                name=f"{node}: {one.name}",
+                message=one.message,
+                hardware_id=node,
+                values=values,
+            )
+        )
+    return message
+
+
+def _pose(one: conversions.Detection) -> Pose:
+    x, y, z = one.position
+    qx, qy, qz, qw = one.orientation
+    return Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))
+
+
+def _arrow(header: Header, namespace: str, index: int, ends: Any, colour: Sequence[float]) -> Marker:
+    marker = Marker(header=header, ns=namespace, id=index, type=Marker.ARROW)
+    marker.points = [Point(x=x, y=y, z=z) for x, y, z in ends]
+    marker.scale = Vector3(x=0.15, y=0.35, z=0.5)  # diameters of shaft and head, length of the head
+    r, g, b = colour
+    marker.color = ColorRGBA(r=r, g=g, b=b, a=0.95)
+    marker.pose.orientation.w = 1.0
+    return marker
