@@ -36,10 +36,11 @@ STAGES = {
     "backbone": "backbone",
     "neck": "neck",
     "encoder": "bev_transformer",
-    "decoder": "detection",
+    "decoder": "detection.decoder",
+    "detection head": "detection",
     "segmentation head": "segmentation",
 }
-"""Printed name to the model's submodule."""
+"""Printed name to the model's submodule; a stage within another does not count for that one."""
 TRANSFORMER = ("encoder", "decoder")
 REST, TOTAL = "rest", "total"
 
@@ -155,7 +156,7 @@ class StageClock:
         handles = [
             handle
             for stage, name in STAGES.items()
-            if (part := getattr(self._model, name)) is not None
+            if (part := self._part(name)) is not None
             for handle in self._watch(stage, part)
         ]
         start = time.perf_counter()
@@ -165,14 +166,29 @@ class StageClock:
             for handle in handles:
                 handle.remove()
         total = time.perf_counter() - start
-        return {**self.seconds, REST: total - sum(self.seconds.values()), TOTAL: total}
+        found = {stage: self.seconds[stage] for stage in STAGES if stage in self.seconds}
+        return {**found, REST: total - sum(found.values()), TOTAL: total}
+
+    def _part(self, name: str) -> nn.Module | None:
+        """A submodule, or None if the model does without."""
+        part: nn.Module | None = self._model
+        for step in name.split("."):
+            part = getattr(part, step, None)
+        return part
 
     def _watch(self, stage: str, part: nn.Module) -> list[Any]:
+        within = [other for other, name in STAGES.items() if STAGES[stage].startswith(f"{name}.")]
+
+        def add(seconds: float) -> None:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+            for other in within:
+                self.seconds[other] = self.seconds.get(other, 0.0) - seconds
+
         def enter(*_: object) -> None:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) - time.perf_counter()
+            add(-time.perf_counter())
 
         def leave(*_: object) -> None:
-            self.seconds[stage] += time.perf_counter()
+            add(time.perf_counter())
 
         return [part.register_forward_pre_hook(enter), part.register_forward_hook(leave)]
 

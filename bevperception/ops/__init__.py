@@ -10,14 +10,18 @@ from bevperception.ops.backend import (
 )
 from bevperception.ops.deformable_attention import ms_deform_attn, ms_deform_attn_reference
 from bevperception.ops.deformable_convolution import dcnv3, dcnv3_reference
+from bevperception.ops.fused_attention import CompressedRows, deform_attn, deform_attn_unfused
 
 __all__ = [
     "Backend",
     "BackendReport",
+    "CompressedRows",
     "OperatorBackend",
     "backend_report",
     "dcnv3",
     "dcnv3_reference",
+    "deform_attn",
+    "deform_attn_unfused",
     "ms_deform_attn",
     "ms_deform_attn_reference",
     "set_backend",

@@ -17,7 +17,7 @@ from bevperception.ops import native
 
 BackendName = Literal["auto", "reference", "native"]
 ENVIRONMENT_VARIABLE = "BEVPERCEPTION_OPS"
-OPERATORS = ("ms_deform_attn", "dcnv3")
+OPERATORS = ("ms_deform_attn", "deform_attn", "dcnv3")
 HOW_TO_BUILD = "install a C++ compiler and run: pip install -e . --no-build-isolation"
 
 

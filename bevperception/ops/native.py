@@ -70,6 +70,7 @@ def _load(path: Path) -> LibraryStatus:
     try:
         torch.ops.load_library(path)
         _register()
+        _register_forward_only()
         isa = os.environ.get(ISA_VARIABLE)
         if isa:
             select_cpu_isa(isa)
@@ -90,6 +91,18 @@ def _register() -> None:
         torch.library.register_autograd(gradient, _no_second_derivative)
         for device in ("cpu", "cuda"):
             torch.library.register_autocast(operator, device, torch.float32)
+
+
+def _register_forward_only() -> None:
+    """The fused operator: its face in bevperception.ops takes another way where gradients are wanted."""
+    torch.library.register_fake("bevperception::deform_attn")(_fake_deform_attn)
+    torch.library.register_autograd("bevperception::deform_attn", _no_derivative)
+    for device in ("cpu", "cuda"):
+        torch.library.register_autocast("bevperception::deform_attn", device, torch.float32)
+
+
+def _no_derivative(ctx: Any, *gradients: Tensor) -> None:
+    raise NotImplementedError("call bevperception.ops.deform_attn, which is differentiable")
 
 
 def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
@@ -122,6 +135,12 @@ def _backward_ms_deform_attn(ctx: Any, gradient: Tensor) -> tuple[Tensor | None,
         gradient, value, ctx.spatial_shapes, sampling_locations, attention_weights
     )
     return of_value, None, of_locations, of_weights
+
+
+def _fake_deform_attn(
+    value: Tensor, spatial_shapes: Sequence[int], offsets: Tensor, logits: Tensor, *settings: Any
+) -> Tensor:
+    return value.new_empty(logits.shape[0], value.shape[2] * value.shape[3])
 
 
 def _fake_dcnv3(input: Tensor, offset: Tensor, mask: Tensor, *settings: Any) -> Tensor:

@@ -1,8 +1,8 @@
 // ms_deform_attn for PyTorch on the CPU.
-#include <limits>
 #include <tuple>
 
 #include "binding.h"
+#include "binding_levels.h"
 
 namespace bevperception {
 namespace {
@@ -23,30 +23,14 @@ struct Arguments {
   int64_t work_of_row() const { return sizes.heads * work_of_head(); }
 };
 
-std::vector<Level> levels_of(const std::vector<int64_t>& shapes) {
-  STD_TORCH_CHECK(!shapes.empty() && shapes.size() % 2 == 0, kName,
-                  ": spatial_shapes must hold height and width of at least one level");
-  std::vector<Level> levels;
-  int64_t start = 0;
-  for (size_t k = 0; k < shapes.size(); k += 2) {
-    STD_TORCH_CHECK(shapes[k] > 0 && shapes[k + 1] > 0, kName, ": level sizes must be positive");
-    levels.push_back({static_cast<int32_t>(shapes[k]), static_cast<int32_t>(shapes[k + 1]),
-                      static_cast<int32_t>(start)});
-    start += shapes[k] * shapes[k + 1];
-    STD_TORCH_CHECK(start <= std::numeric_limits<int32_t>::max(), kName, ": more than 2^31 - 1 cells");
-  }
-  return levels;
-}
-
 Arguments arguments_of(const Tensor& value, const std::vector<int64_t>& shapes, const Tensor& locations,
                        const Tensor& weights) {
   require_same_dtype(kName, {&value, &locations, &weights});
   STD_TORCH_CHECK(value.dim() == 4 && locations.dim() == 6, kName, ": value must have 4 dimensions, ",
                   "sampling_locations 6");
   Arguments arguments{torch::stable::contiguous(value), torch::stable::contiguous(locations),
-                      torch::stable::contiguous(weights), levels_of(shapes), {}};
-  const Level& last = arguments.levels.back();
-  const int64_t cells = last.start + int64_t(last.height) * last.width;
+                      torch::stable::contiguous(weights), levels_of(kName, shapes), {}};
+  const int64_t cells = cells_of(arguments.levels);
   MsDeformAttnSizes& sizes = arguments.sizes;
   sizes = {value.size(0),     cells,
            value.size(2),     value.size(3),

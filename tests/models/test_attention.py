@@ -134,8 +134,8 @@ def test_hits_leave_masked_cameras_out() -> None:
     points = torch.zeros(2, 2, 3, 1, 2)
     visible = torch.ones(2, 2, 3, 1, dtype=torch.bool)
     hits = find_hits(points, visible, torch.tensor([[True, False], [False, False]]), torch.float32)
-    assert [(b, n) for b, n, _, _ in hits.pairs] == [(0, 0)]
-    assert (hits.count == 1).all()
+    assert hits.rows.map_of.tolist() == [0, 0, 0]
+    assert hits.rows.row_start.tolist() == [0, 1, 2, 3, 3, 3, 3]
 
 
 def test_gradients_of_the_attentions() -> None:

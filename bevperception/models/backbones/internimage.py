@@ -26,6 +26,7 @@ from bevperception.models.backbones.layers import (
     make_norm,
 )
 from bevperception.ops import dcnv3
+from bevperception.ops.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -200,11 +201,11 @@ class DCNv3(nn.Module):
         )
         self.depthwise_norm = make_norm(channels, norm)
         self.activation = make_activation(activation)
-        self.offset = nn.Linear(channels, points * 2)
-        self.mask = nn.Linear(channels, points)
-        self.input_projection = nn.Linear(channels, channels)
-        self.output_projection = nn.Linear(channels, channels)
-        self.center_scale = nn.Linear(channels, groups) if center_feature_scale else None
+        self.offset = Linear(channels, points * 2)
+        self.mask = Linear(channels, points)
+        self.input_projection = Linear(channels, channels)
+        self.output_projection = Linear(channels, channels)
+        self.center_scale = Linear(channels, groups) if center_feature_scale else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -255,9 +256,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int, hidden: int, activation: Activation, drop_rate: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
+        self.fc1 = Linear(channels, hidden)
         self.activation = make_activation(activation)
-        self.fc2 = nn.Linear(hidden, channels)
+        self.fc2 = Linear(hidden, channels)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from bevperception.ops.linear import Linear, linear
 
 SpatialShapes = Sequence[tuple[int, int]]
 """(height, width) of every feature level."""
@@ -57,10 +58,10 @@ class DeformableAttention(nn.Module):
         self.heads, self.groups, self.points = heads, groups, points
         looking = channels if looking_channels is None else looking_channels
         samples = heads * math.prod(groups) * points
-        self.sampling_offsets = nn.Linear(looking, samples * 2)
-        self.attention_weights = nn.Linear(looking, samples)
-        self.value_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        self.sampling_offsets = Linear(looking, samples * 2)
+        self.attention_weights = Linear(looking, samples)
+        self.value_proj = Linear(channels, channels)
+        self.output_proj = Linear(channels, channels)
         self.dropout = nn.Dropout(dropout)
         init_sampling_offsets(self.sampling_offsets, heads, math.prod(groups), points)
         nn.init.zeros_(self.attention_weights.weight)
@@ -69,29 +70,26 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    def offsets_and_weights(self, looking: Tensor, spatial_shapes: SpatialShapes) -> tuple[Tensor, Tensor]:
-        """Sampling offsets as fractions of each level, and weights that sum to 1 over levels and points.
+    def predict(self, looking: Tensor) -> tuple[Tensor, Tensor]:
+        """What each query asks for, as :func:`bevperception.ops.deform_attn` takes it.
 
         Args:
-            looking: (..., looking_channels).
-            spatial_shapes: (h, w) of the levels.
+            looking: (B, Q, looking_channels).
 
         Returns:
-            offsets (..., heads, *groups, points, 2) and weights (..., heads, *groups, points).
+            offsets (B * Q, heads * groups * points * 2) in cells, and logits (B * Q, heads * groups *
+            points), both ordered head, group, point.
         """
-        shape = (*looking.shape[:-1], self.heads, *self.groups, self.points)
-        sizes = looking.new_tensor([(width, height) for height, width in spatial_shapes])
         # One product with both layers' weights: two narrow ones would read their input twice.
         layers = (self.sampling_offsets, self.attention_weights)
-        predicted = functional.linear(
-            looking,
+        predicted = linear(
+            looking.flatten(0, 1),
             torch.cat([layer.weight for layer in layers]),
             torch.cat([layer.bias for layer in layers]),
         )
         samples = self.attention_weights.out_features
-        raw_offsets, raw_weights = predicted.split((2 * samples, samples), dim=-1)
-        weights = raw_weights.reshape(shape).flatten(-2).softmax(-1).view(shape)
-        return raw_offsets.reshape(*shape, 2) / sizes[:, None, :], weights
+        offsets, logits = predicted.split((2 * samples, samples), dim=-1)
+        return offsets, logits
 
     def project_value(self, value: Tensor) -> Tensor:
         """(..., channels) to (..., heads, channels / heads)."""

@@ -18,6 +18,7 @@ from bevperception.models.bev.spatial_attention import (
     project_pillars,
 )
 from bevperception.models.bev.temporal_attention import TemporalSelfAttention
+from bevperception.ops.linear import Linear, linear
 
 
 class FeedForward(nn.Module):
@@ -31,13 +32,13 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(channels, hidden)
-        self.linear2 = nn.Linear(hidden, channels)
+        self.linear1 = Linear(channels, hidden)
+        self.linear2 = Linear(hidden, channels)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels) to the same shape."""
-        hidden: Tensor = self.dropout(torch.relu(self.linear1(x)))
+        hidden: Tensor = self.dropout(linear(x, self.linear1.weight, self.linear1.bias, relu=True))
         update: Tensor = self.dropout(self.linear2(hidden))
         return x + update
 
@@ -205,15 +206,19 @@ class BEVEncoder(nn.Module):
             shift = torch.where(previous.valid[:, None], previous.shift.to(queries.dtype), shift)
         halves = torch.stack((plane + shift[:, None], plane.expand(queries.shape[0], -1, -1)), dim=1)
         x = queries
+        pair = None
+        if previous is not None:
+            pair = torch.stack((previous.features.to(queries.dtype), queries), dim=1)
         for layer in self.layers:
-            pair = _temporal_value(x, queries, previous)
-            x = layer(x, position, pair, halves[:, :, :, None], (self.rows, self.columns), cameras, hits)
+            value = _temporal_value(x, pair, None if previous is None else previous.valid)
+            x = layer(x, position, value, halves[:, :, :, None], (self.rows, self.columns), cameras, hits)
         return x
 
 
-def _temporal_value(running: Tensor, initial: Tensor, previous: PreviousBEV | None) -> Tensor:
+def _temporal_value(running: Tensor, pair: Tensor | None, valid: Tensor | None) -> Tensor:
     """What temporal self-attention looks at: (B, 2, Q, C), or (B, 1, Q, C) for twice the same."""
-    if previous is None:
+    if pair is None or valid is None:
         return running[:, None]
-    pair = torch.stack((previous.features.to(initial.dtype), initial), dim=1)
-    return torch.where(previous.valid[:, None, None, None], pair, running[:, None])
+    if valid.all():
+        return pair
+    return torch.where(valid[:, None, None, None], pair, running[:, None])

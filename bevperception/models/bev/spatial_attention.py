@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from bevperception.geometry import MIN_DEPTH_M, project_points
 from bevperception.models.bev.deformable import DeformableAttention, SpatialShapes
-from bevperception.ops import ms_deform_attn
+from bevperception.ops import CompressedRows, deform_attn
 
 
 def project_pillars(
@@ -39,22 +39,21 @@ def project_pillars(
 
 @dataclass(frozen=True)
 class CameraHits:
-    """Which queries each camera sees, and where.
+    """Which cameras see each query, and where; nothing is padded.
 
     Attributes:
-        pairs: for every (sample, camera) that sees something: sample, camera, the queries' indices
-            (n,) and their reference points (n, D, 2).
-        count: (B, Q, 1) in how many cameras a query is seen, at least 1.
+        rows: a row for each of the B * Q queries; its maps are b * N + n for the cameras n that see it.
+        reference_points: (entries, D, 2) fractions of the image.
     """
 
-    pairs: Sequence[tuple[int, int, Tensor, Tensor]]
-    count: Tensor
+    rows: CompressedRows
+    reference_points: Tensor
 
 
 def find_hits(
     reference_points: Tensor, visible: Tensor, camera_mask: Tensor | None, dtype: torch.dtype
 ) -> CameraHits:
-    """Collect the queries each camera sees; a query any of whose points is visible counts whole.
+    """Collect the cameras that see each query; a query any of whose points is visible counts whole.
 
     Args:
         reference_points: (B, N, Q, D, 2) from :func:`project_pillars`.
@@ -65,14 +64,10 @@ def find_hits(
     hit = visible.any(-1)
     if camera_mask is not None:
         hit = hit & camera_mask[:, :, None]
-    batch, cameras, _ = hit.shape
-    pairs = []
-    for b in range(batch):
-        for n in range(cameras):
-            queries = hit[b, n].nonzero().squeeze(-1)
-            if queries.numel():
-                pairs.append((b, n, queries, reference_points[b, n, queries].to(dtype)))
-    return CameraHits(pairs, hit.sum(1).clamp_min(1).unsqueeze(-1).to(dtype))
+    by_query = hit.transpose(1, 2)  # (B, Q, N)
+    b, q, n = by_query.nonzero(as_tuple=True)
+    row_start = functional.pad(by_query.sum(-1).flatten().cumsum(0), (1, 0))
+    return CameraHits(CompressedRows(row_start, b * hit.shape[1] + n), reference_points[b, n, q].to(dtype))
 
 
 class SpatialCrossAttention(DeformableAttention):
@@ -93,30 +88,6 @@ class SpatialCrossAttention(DeformableAttention):
     def __init__(self, channels: int, heads: int, points: int, levels: int, dropout: float = 0.0) -> None:
         super().__init__(channels, heads, (levels,), points, dropout)
 
-    def sample(
-        self,
-        value: Tensor,
-        spatial_shapes: SpatialShapes,
-        reference_points: Tensor,
-        offsets: Tensor,
-        weights: Tensor,
-    ) -> Tensor:
-        """Sample one set of projected values around reference points.
-
-        Args:
-            value: (B, sum(h * w), heads, C / heads), see :meth:`project_value`.
-            spatial_shapes: (h, w) of the levels.
-            reference_points: (B, Q, D, 2) fractions of the image.
-            offsets, weights: see :meth:`offsets_and_weights`.
-
-        Returns:
-            (B, Q, C).
-        """
-        depth_points = reference_points.shape[-2]
-        anchors = reference_points[:, :, None, None, None]
-        locations = (offsets.unflatten(-2, (-1, depth_points)) + anchors).flatten(-3, -2)
-        return ms_deform_attn(value, spatial_shapes, locations, weights)
-
     def forward(
         self, query: Tensor, value: Tensor, spatial_shapes: SpatialShapes, hits: CameraHits
     ) -> Tensor:
@@ -131,21 +102,15 @@ class SpatialCrossAttention(DeformableAttention):
         Returns:
             (B, Q, C).
         """
-        projected = self.project_value(value)
-        offsets, weights = self.offsets_and_weights(query, spatial_shapes)
-        batch, queries, channels = query.shape
-        slots = query.new_zeros(batch * queries, channels)
-        if hits.pairs:
-            attended = [
-                self.sample(
-                    projected[b, n][None],
-                    spatial_shapes,
-                    points[None],
-                    offsets[b, q][None],
-                    weights[b, q][None],
-                )[0]
-                for b, n, q, points in hits.pairs
-            ]
-            rows = torch.cat([b * queries + q for b, _, q, _ in hits.pairs])
-            slots = slots.index_add(0, rows, torch.cat(attended))
-        return self.add_to(query, slots.view_as(query) / hits.count)
+        offsets, logits = self.predict(query)
+        depth_points = hits.reference_points.shape[1]
+        sampled = deform_attn(
+            self.project_value(value).flatten(0, 1),
+            spatial_shapes,
+            offsets,
+            logits,
+            hits.reference_points,
+            [p % depth_points for _ in spatial_shapes for p in range(self.points)],
+            rows=hits.rows,
+        )
+        return self.add_to(query, sampled.view_as(query))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bevperception.models.bev.deformable import DeformableAttention, SpatialShapes
-from bevperception.ops import ms_deform_attn
+from bevperception.ops import deform_attn
 
 QUEUE = 2  # the earlier BEV and the current one
 
@@ -49,14 +49,24 @@ class TemporalSelfAttention(DeformableAttention):
         Returns:
             (B, Q, C).
         """
-        batch, queries, channels = query.shape
         looking = torch.cat((value[:, 0], query + query_position), dim=-1)
-        offsets, weights = self.offsets_and_weights(looking, spatial_shapes)
-        locations = reference_points[:, :, :, None, :, None, :] + offsets.permute(0, 3, 1, 2, 4, 5, 6)
-        sampled = ms_deform_attn(
-            self.project_value(value).expand(-1, QUEUE, -1, -1, -1).flatten(0, 1),
-            spatial_shapes,
-            locations.flatten(0, 1),
-            weights.permute(0, 3, 1, 2, 4, 5).flatten(0, 1),
+        offsets, logits = self.predict(looking)
+        levels = len(spatial_shapes)
+        if value.shape[1] == QUEUE or levels > 1:
+            # The two halves as the levels of one map.
+            maps, shapes = (
+                self.project_value(value).expand(-1, QUEUE, -1, -1, -1),
+                list(spatial_shapes) * QUEUE,
+            )
+        else:
+            maps, shapes = self.project_value(value), list(spatial_shapes)
+        sampled = deform_attn(
+            maps.flatten(1, 2),
+            shapes,
+            offsets,
+            logits,
+            reference_points.transpose(1, 2).flatten(2, 3).flatten(0, 1),
+            [anchor for anchor in range(QUEUE * levels) for _ in range(self.points)],
+            groups=QUEUE,
         )
-        return self.add_to(query, sampled.view(batch, QUEUE, queries, channels).mean(1))
+        return self.add_to(query, sampled.view_as(query))

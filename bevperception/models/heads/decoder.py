@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from bevperception.models.bev.deformable import DeformableAttention, SpatialShapes
 from bevperception.models.bev.encoder import FeedForward
 from bevperception.models.heads.box_code import CODE_CENTRE
-from bevperception.ops import ms_deform_attn
+from bevperception.models.heads.self_attention import grouped_self_attention
+from bevperception.ops import deform_attn
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
@@ -53,46 +54,16 @@ class DeformableCrossAttention(DeformableAttention):
         Returns:
             (B, Q, C).
         """
-        offsets, weights = self.offsets_and_weights(query + query_position, spatial_shapes)
-        locations = reference_points[:, :, None, :, None, :] + offsets
-        sampled = ms_deform_attn(self.project_value(value), spatial_shapes, locations, weights)
-        return self.add_to(query, sampled)
-
-
-def grouped_self_attention(
-    attention: nn.MultiheadAttention,
-    query: Tensor,
-    query_position: Tensor,
-    groups: int = 1,
-    padding: Tensor | None = None,
-) -> Tensor:
-    """Self-attention within equal groups of queries (Group DETR, Chen et al., ICCV 2023).
-
-    Args:
-        attention: batch first.
-        query, query_position: (B, groups * q, C); a group's queries stand together.
-        groups: groups that do not see each other; one in inference.
-        padding: (B, groups * q) bool, True for queries that no other looks at. A group of nothing else
-            is looked at all the same.
-
-    Returns:
-        (B, groups * q, C), without the residual sum.
-    """
-    shape = query.shape
-    positioned = query + query_position
-    if groups > 1:
-        query, positioned = (
-            x.reshape(shape[0] * groups, shape[1] // groups, shape[2]) for x in (query, positioned)
+        offsets, logits = self.predict(query + query_position)
+        sampled = deform_attn(
+            self.project_value(value),
+            spatial_shapes,
+            offsets,
+            logits,
+            reference_points.flatten(0, 1),
+            [level for level in range(len(spatial_shapes)) for _ in range(self.points)],
         )
-    ignored = None
-    if padding is not None:
-        ignored = padding.reshape(query.shape[:2])
-        # A softmax over nothing is NaN.
-        ignored = ignored & ~ignored.all(-1, keepdim=True)
-    attended: Tensor = attention(positioned, positioned, query, key_padding_mask=ignored, need_weights=False)[
-        0
-    ]
-    return attended.reshape(shape)
+        return self.add_to(query, sampled.view_as(query))
 
 
 class DecoderLayer(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bevperception.models.heads.box_code import CODE_SIZE, BoxCodec
 from bevperception.models.heads.decoder import DetectionDecoder
 from bevperception.models.hybrid import ProposalQueries
+from bevperception.ops.linear import Linear
 from bevperception.structures import Boxes3D, DetectionOutputs
 
 PRIOR_PROBABILITY = 0.01
@@ -20,8 +21,8 @@ def classification_branch(channels: int, classes: int, hidden_layers: int) -> nn
     """Linear, LayerNorm, ReLU per hidden layer, then class logits that start at the prior."""
     layers: list[nn.Module] = []
     for _ in range(hidden_layers):
-        layers += [nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU()]
-    logits = nn.Linear(channels, classes)
+        layers += [Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU()]
+    logits = Linear(channels, classes)
     nn.init.constant_(logits.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
     return nn.Sequential(*layers, logits)
 
@@ -30,8 +31,8 @@ def regression_branch(channels: int, hidden_layers: int) -> nn.Sequential:
     """Linear, ReLU per hidden layer, then a box code."""
     layers: list[nn.Module] = []
     for _ in range(hidden_layers):
-        layers += [nn.Linear(channels, channels), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(channels, CODE_SIZE))
+        layers += [Linear(channels, channels), nn.ReLU()]
+    return nn.Sequential(*layers, Linear(channels, CODE_SIZE))
 
 
 class DetectionHead(nn.Module):
@@ -65,7 +66,7 @@ class DetectionHead(nn.Module):
         self.decoder = decoder
         self.queries, self.groups = queries, groups
         self.query_embedding = nn.Embedding(groups * queries, 2 * channels)
-        self.reference_points = nn.Linear(channels, 3)
+        self.reference_points = Linear(channels, 3)
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
         self.classification = nn.ModuleList(

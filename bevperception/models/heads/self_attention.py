@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional
+
+from bevperception.ops.linear import linear
 
 
 def grouped_self_attention(
@@ -35,7 +38,17 @@ def grouped_self_attention(
         ignored = padding.reshape(query.shape[:2])
         # A softmax over nothing is NaN.
         ignored = ignored & ~ignored.all(-1, keepdim=True)
-    attended: Tensor = attention(positioned, positioned, query, key_padding_mask=ignored, need_weights=False)[
-        0
-    ]
-    return attended.reshape(shape)
+    channels, by_head = shape[-1], (attention.num_heads, -1)
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    query_and_key = linear(positioned, weight[: 2 * channels], bias[: 2 * channels])
+    value = linear(query, weight[2 * channels :], bias[2 * channels :])
+    heads = [x.unflatten(-1, by_head).transpose(1, 2) for x in (*query_and_key.chunk(2, dim=-1), value)]
+    attended = functional.scaled_dot_product_attention(
+        heads[0],
+        heads[1],
+        heads[2],
+        attn_mask=None if ignored is None else ~ignored[:, None, None],
+        dropout_p=attention.dropout if attention.training else 0.0,
+    )
+    out = attention.out_proj
+    return linear(attended.transpose(1, 2).flatten(2), out.weight, out.bias).reshape(shape)

@@ -18,6 +18,25 @@ struct MsDeformAttn {
   const T* weights;    // (batch, queries, heads, levels, points)
 };
 
+// Rows, one a query, look into maps through entries (row, map). A row's offsets and logits hold for all
+// of its entries; an entry has reference points of its own.
+template <class T>
+struct DeformAttn {
+  MsDeformAttnSizes sizes;  // batch: maps; queries: rows of a map, where row_start is null
+  const Level* levels;
+  const T* value;  // (maps, cells, heads, channels)
+  const T* offsets;  // (rows, heads, levels, points, 2) in cells; a row is contiguous
+  int64_t offsets_stride;
+  const T* logits;  // (rows, heads, levels, points); a row is contiguous
+  int64_t logits_stride;
+  const T* references;  // (entries, anchors, 2)
+  int64_t anchors;
+  const int32_t* anchor_of;  // (levels, points): the reference point that a sampling point starts from
+  int64_t groups;            // softmax within each of so many equal parts of (levels, points)
+  const int64_t* row_start;  // (rows + 1) into the entries; null: one entry a row, maps one after another
+  const int64_t* map_of;     // (entries); null with row_start
+};
+
 template <class T>
 struct Dcnv3 {
   Dcnv3Sizes sizes;
@@ -45,6 +64,9 @@ struct Kernels {
                                          int64_t end);
   void (*ms_deform_attn_value_gradient)(const MsDeformAttn<T>&, const T* output_gradient,
                                         T* value_gradient, const MapShare& share);
+
+  // Rows from begin to end of output (rows, heads, channels): the mean over a row's entries.
+  void (*deform_attn)(const DeformAttn<T>&, T* output, int64_t begin, int64_t end);
 
   // Rows (batch element, output row) from begin to end of output (batch, out_height, ...).
   void (*dcnv3)(const Dcnv3<T>&, T* output, int64_t begin, int64_t end);

@@ -14,8 +14,8 @@ constexpr int64_t kPrefetchBytes = 4 << 20;
 template <class T>
 class PointLevels {
  public:
-  PointLevels(const MsDeformAttn<T>& problem, int64_t heads)
-      : count(heads * problem.sizes.levels * problem.sizes.points),
+  PointLevels(int64_t level_count, int64_t points, const Level* level_of, int64_t heads)
+      : count(heads * level_count * points),
         memory_(count * static_cast<int64_t>(2 * sizeof(T) + 3 * sizeof(int32_t))) {
     width = static_cast<T*>(memory_.data());
     height = width + count;
@@ -23,7 +23,7 @@ class PointLevels {
     rows = columns + count;
     start = rows + count;
     for (int64_t i = 0; i < count; ++i) {
-      const Level& level = problem.levels[i / problem.sizes.points % problem.sizes.levels];
+      const Level& level = level_of[i / points % level_count];
       width[i] = static_cast<T>(level.width);
       height[i] = static_cast<T>(level.height);
       columns[i] = level.width;
@@ -31,6 +31,9 @@ class PointLevels {
       start[i] = level.start;
     }
   }
+
+  PointLevels(const MsDeformAttn<T>& problem, int64_t heads)
+      : PointLevels(problem.sizes.levels, problem.sizes.points, problem.levels, heads) {}
 
   const int64_t count;
   T *width, *height;

@@ -39,6 +39,7 @@ from bevperception.models.heads.detection import (
 )
 from bevperception.models.losses import DetectionLoss
 from bevperception.models.matching import assign, matching_cost
+from bevperception.ops import CompressedRows, deform_attn
 from bevperception.structures import Boxes3D, CameraFrames, DetectionOutputs
 from tests.golden.case import Case, adapter
 
@@ -107,9 +108,16 @@ def run_msda3d(case: Case) -> None:
     case.load_into_partial(module, missing={"output_proj.weight", "output_proj.bias"})
     inputs = {name: case.input(name) for name in ("query", "value", "reference_points")}
     shapes = spatial_shapes(case)
-    offsets, weights = module.offsets_and_weights(inputs["query"], shapes)
-    value = module.project_value(inputs["value"])
-    out = module.sample(value, shapes, inputs["reference_points"], offsets, weights)
+    batch, queries, depth_points, _ = inputs["reference_points"].shape
+    rows = CompressedRows(torch.arange(batch * queries + 1), torch.arange(batch).repeat_interleave(queries))
+    out = deform_attn(
+        module.project_value(inputs["value"]),
+        shapes,
+        *module.predict(inputs["query"]),
+        inputs["reference_points"].flatten(0, 1),
+        [p % depth_points for _ in shapes for p in range(module.points)],
+        rows=rows,
+    ).unflatten(0, (batch, queries))
     case.check("out.out", out)
     case.check_gradients({"out": out}, inputs, module)
 

@@ -1,0 +1,215 @@
+"""Deformable attention from raw predictions: locations, softmax and the mean over maps in one operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bevperception.ops.backend import Backend, choose_backend
+from bevperception.ops.checks import require, require_dimensions, require_fitting_types, working_copies
+from bevperception.ops.deformable_attention import ms_deform_attn
+
+_NAME = "deform_attn"
+
+
+@dataclass(frozen=True)
+class CompressedRows:
+    """Which maps each row looks into: compressed sparse rows, nothing padded.
+
+    Args:
+        row_start: (R + 1,) int64; the entries of row r are row_start[r] to row_start[r + 1] - 1.
+        map_of: (E,) int64 the map that an entry looks into.
+    """
+
+    row_start: Tensor
+    map_of: Tensor
+
+    @cached_property
+    def row_of(self) -> Tensor:
+        """(E,) the row that an entry belongs to."""
+        rows = torch.arange(self.row_start.numel() - 1, device=self.row_start.device)
+        return rows.repeat_interleave(self.row_start.diff(), output_size=self.map_of.numel())
+
+    @cached_property
+    def by_map(self) -> list[tuple[int, Tensor]]:
+        """The maps that are looked into, each with the indices of its entries, in the rows' order."""
+        order = self.map_of.argsort(stable=True)
+        maps, counts = self.map_of[order].unique_consecutive(return_counts=True)
+        parts = order.split(counts.tolist()) if order.numel() else ()
+        return list(zip(maps.tolist(), parts, strict=True))
+
+
+def deform_attn(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    offsets: Tensor,
+    logits: Tensor,
+    references: Tensor,
+    anchors: Sequence[int],
+    groups: int = 1,
+    rows: CompressedRows | None = None,
+) -> Tensor:
+    """Deformable attention from what the linear layers predict, averaged over the maps a row looks into.
+
+    A row's sampling point p of level l lies at ``reference[anchors[l * P + p]] + offset / (w, h)``; its
+    weight is the softmax over the points of all levels (of each of ``groups`` equal parts of them, whose
+    results are averaged). The result is the mean over the row's entries, zero without entries.
+
+    The native operator makes all of this in one pass and serves prediction; where gradients are wanted,
+    and with the reference backend, it is put together from :func:`ms_deform_attn`.
+
+    Source: Deformable DETR (Zhu et al., ICLR 2021), equation 3; BEVFormer (Li et al., ECCV 2022),
+    equations 2 and 3.
+
+    Args:
+        value: (M, sum of h*w over levels, H, C) maps, levels one after the other.
+        spatial_shapes: (h, w) of each level.
+        offsets: (R, H*L*P*2) as (x, y) in cells of their level, ordered head, level, point; rows may be
+            parts of longer ones.
+        logits: (R, H*L*P) unnormalised attention weights.
+        references: (E, A, 2) points as (x, y), each map spanning 0 to 1.
+        anchors: L*P indices below A: the reference point that each level's points start from.
+        groups: see above; divides L*P.
+        rows: which maps each row looks into; None: one map each (E = R), the maps taking R / M
+            consecutive rows in turn.
+
+    Returns:
+        (R, H*C), head by head, in the dtype of ``value``; under autocast float32.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit together.
+        ConfigError: the native backend was asked for and is not available.
+    """
+    shapes = [(h, w) for h, w in spatial_shapes]
+    tensors = {"value": value, "offsets": offsets, "logits": logits, "references": references}
+    _check(tensors, shapes, anchors, groups, rows)
+    wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values())
+    if wants_gradient or choose_backend(_NAME, value.device) is not Backend.NATIVE:
+        return deform_attn_unfused(value, shapes, offsets, logits, references, anchors, groups, rows)
+    result_dtype = torch.float32 if torch.is_autocast_enabled(value.device.type) else value.dtype
+    value, offsets, logits, references = working_copies(value, offsets, logits, references)
+    output: Tensor = torch.ops.bevperception.deform_attn(
+        value,
+        [n for shape in shapes for n in shape],
+        offsets,
+        logits,
+        references,
+        list(anchors),
+        groups,
+        None if rows is None else rows.row_start,
+        None if rows is None else rows.map_of,
+    )
+    return output if output.dtype == result_dtype else output.to(result_dtype)
+
+
+def deform_attn_unfused(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    offsets: Tensor,
+    logits: Tensor,
+    references: Tensor,
+    anchors: Sequence[int],
+    groups: int,
+    rows: CompressedRows | None,
+) -> Tensor:
+    """:func:`deform_attn` as single steps around :func:`ms_deform_attn`, differentiable; args as there."""
+    maps, heads, levels = value.shape[0], value.shape[2], len(spatial_shapes)
+    by_point = (levels, len(anchors) // levels)
+    by_group = logits.unflatten(1, (heads, groups, len(anchors) // groups))
+    weights = (by_group.softmax(-1) / groups).view(-1, heads, *by_point)
+    sizes = offsets.new_tensor([(width, height) for height, width in spatial_shapes])
+    steps = offsets.unflatten(1, (heads, *by_point, 2)) / sizes[:, None, :]
+    starts = references[:, list(anchors)].unflatten(1, by_point)[:, None]
+    if rows is None:
+        each = (maps, logits.shape[0] // maps if maps else 0)
+        locations = (starts + steps).unflatten(0, each)
+        return ms_deform_attn(value, spatial_shapes, locations, weights.unflatten(0, each)).flatten(0, 1)
+    found = []
+    for index, entries in rows.by_map:
+        of_rows = rows.row_of[entries]
+        locations = starts[entries] + steps[of_rows]
+        found.append(
+            ms_deform_attn(value[index][None], spatial_shapes, locations[None], weights[of_rows][None])[0]
+        )
+    total = value.new_zeros(logits.shape[0], heads * value.shape[3])
+    if found:
+        order = rows.row_of[torch.cat([entries for _, entries in rows.by_map])]
+        sampled = torch.cat(found)
+        total = total.to(sampled.dtype).index_add(0, order, sampled)
+    return total / rows.row_start.diff().clamp_min(1)[:, None].to(total.dtype)
+
+
+def _check(
+    tensors: dict[str, Tensor],
+    shapes: list[tuple[int, int]],
+    anchors: Sequence[int],
+    groups: int,
+    rows: CompressedRows | None,
+) -> None:
+    layouts = ("maps cells heads channels", "rows offsets", "rows weights", "entries anchors xy")
+    for (name, tensor), layout in zip(tensors.items(), layouts, strict=True):
+        require_dimensions(_NAME, name, tensor, layout)
+    require_fitting_types(_NAME, tensors)
+    value, offsets, logits, references = tensors.values()
+    samples = len(anchors)
+    require(
+        len(shapes) > 0 and all(h > 0 and w > 0 for h, w in shapes),
+        f"{_NAME}: spatial_shapes must hold at least one (height, width), all positive",
+        f"{shapes}",
+        "Is the feature pyramid empty, or the image smaller than a stride?",
+    )
+    cells = sum(h * w for h, w in shapes)
+    require(
+        value.shape[1] == cells,
+        f"{_NAME}: value must have as many cells as the levels of spatial_shapes together ({cells})",
+        f"value {tuple(value.shape)} and spatial_shapes {shapes}",
+        "Are the shapes (height, width) of these very maps?",
+    )
+    require(
+        samples % len(shapes) == 0 and groups > 0 and samples % groups == 0,
+        f"{_NAME}: anchors must have one entry a level and point, a multiple of groups",
+        f"{samples} anchors, {len(shapes)} levels, {groups} groups",
+        "Do the levels of spatial_shapes and of the linear layers agree?",
+    )
+    require(
+        all(0 <= a < references.shape[1] for a in anchors),
+        f"{_NAME}: anchors must be indices of the {references.shape[1]} reference points of an entry",
+        f"{list(anchors)}",
+        "Was another number of pillar points or levels set?",
+    )
+    expected = logits.shape[0], value.shape[2] * samples
+    require(
+        tuple(logits.shape) == expected and tuple(offsets.shape) == (expected[0], 2 * expected[1]),
+        f"{_NAME}: logits must have shape {expected} (rows, heads * levels * points), offsets twice as wide",
+        f"logits {tuple(logits.shape)} and offsets {tuple(offsets.shape)}",
+        "Heads come from value, levels and points from anchors.",
+    )
+    _check_rows(value.shape[0], logits.shape[0], references, rows)
+
+
+def _check_rows(maps: int, count: int, references: Tensor, rows: CompressedRows | None) -> None:
+    entries = count if rows is None else rows.map_of.numel()
+    require(
+        tuple(references.shape) == (entries, references.shape[1], 2),
+        f"{_NAME}: references must have one entry a pair of row and map ({entries}), with pairs (x, y)",
+        f"{tuple(references.shape)}",
+        "Were they made for another grid or other cameras?",
+    )
+    if rows is None:
+        require(
+            count == 0 or (maps > 0 and count % maps == 0),
+            f"{_NAME}: without rows, their number must be a multiple of the maps ({maps})",
+            f"{count} rows",
+            "Does the batch of the queries fit that of the maps?",
+        )
+        return
+    require(
+        tuple(rows.row_start.shape) == (count + 1,) and rows.map_of.dim() == 1,
+        f"{_NAME}: row_start must have shape ({count + 1},) and map_of one dimension",
+        f"{tuple(rows.row_start.shape)} and {tuple(rows.map_of.shape)}",
+        "Were the rows made for another number of queries?",
+    )
