@@ -45,18 +45,22 @@ class Boxes3D(_Movable):
             vx, vy in metres a second (NaN where unknown); see ``geometry.BOX_COLUMNS``.
         labels: (n,) int64 index into ``taxonomy.DETECTION_CLASSES``.
         scores: (n,) in [0, 1], or None for ground truth.
+        attributes: (n,) int64 index into the class's ``taxonomy.ATTRIBUTES``, -1 where it has none or it
+            is unknown; None where nobody asked.
     """
 
     values: Tensor
     labels: Tensor
     scores: Tensor | None = None
+    attributes: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.values.shape[0])
 
     def __getitem__(self, index: Tensor | slice) -> Boxes3D:
         scores = None if self.scores is None else self.scores[index]
-        return Boxes3D(self.values[index], self.labels[index], scores)
+        attributes = None if self.attributes is None else self.attributes[index]
+        return Boxes3D(self.values[index], self.labels[index], scores, attributes)
 
 
 @dataclass
@@ -161,6 +165,59 @@ class DetectionOutputs(_Movable):
 
 
 @dataclass
+class PerspectiveLevel(_Movable):
+    """Raw predictions of the perspective head on one level of M images, K classes.
+
+    Three-dimensional boxes are predicted for every class (K of each component, component by component)
+    or, class-agnostic, once.
+
+    Attributes:
+        class_logits: (M, K, h, w).
+        box2d: (M, 4, h, w) distances to the 2D box's left, top, right and bottom in pixels.
+        centreness: (M, 1, h, w) logits.
+        quaternion: (M, 4 K, h, w) allocentric rotation, not normalised.
+        centre: (M, 2 K, h, w) offset to the projected centre in pixels.
+        depth: (M, K, h, w) before scaling by the focal length.
+        size: (M, 3 K, h, w) width, length, height before tanh, relative to the canonical size.
+        confidence: (M, K, h, w) logits of the 3D box.
+        attributes: (M, attributes, h, w) logits.
+        speed: (M, 1, h, w) metres a second.
+    """
+
+    class_logits: Tensor
+    box2d: Tensor
+    centreness: Tensor
+    quaternion: Tensor
+    centre: Tensor
+    depth: Tensor
+    size: Tensor
+    confidence: Tensor
+    attributes: Tensor
+    speed: Tensor
+
+
+@dataclass
+class PerspectiveOutputs(_Movable):
+    """What the perspective head says of the M images of the cameras that are there.
+
+    Attributes:
+        levels: raw predictions.
+        features: per level (M, C, h, w), what they were made from.
+        images: (M,) position of every image among the batch's B * N.
+        bev_to_image: (M, 4, 4).
+        image_size: (height, width) in pixels.
+        shape: (B, N).
+    """
+
+    levels: list[PerspectiveLevel]
+    features: list[Tensor]
+    images: Tensor
+    bev_to_image: Tensor
+    image_size: tuple[int, int]
+    shape: tuple[int, int]
+
+
+@dataclass
 class ModelOutputs(_Movable):
     """One frame's outputs.
 
@@ -168,11 +225,13 @@ class ModelOutputs(_Movable):
         bev: (B, C, rows, columns) BEV features.
         detection: raw detections, or None without a detection head.
         segmentation_logits: (B, classes, rows, columns) on the segmentation head's own grid, or None.
+        perspective: raw predictions in the images, where the model has made any.
     """
 
     bev: Tensor
     detection: DetectionOutputs | None
     segmentation_logits: Tensor | None
+    perspective: PerspectiveOutputs | None = None
 
 
 @dataclass

@@ -6,9 +6,17 @@ per-image reference points; the published code never had this part.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bevperception.models.heads.perspective.proposals import Proposals
+
+_FREQUENCIES = 8
 
 
 @dataclass(frozen=True)
@@ -26,3 +34,87 @@ class ProposalQueries:
     position: Tensor
     reference_points: Tensor
     padding: Tensor
+
+
+class HybridQueries(nn.Module):
+    """Proposals to object queries: content from what was seen and said, position from where it stands.
+
+    Gradients reach the first stage through the content; reference points and positions carry none, as in
+    two-stage Deformable DETR.
+
+    Args:
+        channels: width.
+        classes: of the perspective head.
+        range_m: (x_min, y_min, z_min, x_max, y_max, z_max), BEV frame; proposals whose centres lie beyond
+            it on the ground are left out.
+    """
+
+    range_low_m: Tensor
+    range_size_m: Tensor
+    frequencies: Tensor
+
+    def __init__(
+        self, channels: int, classes: int, range_m: tuple[float, float, float, float, float, float]
+    ) -> None:
+        super().__init__()
+        self.classes = classes
+        numbers = 3 + 3 + 2 + 2 + 1 + classes
+        self.box = nn.Sequential(nn.Linear(numbers, channels), nn.ReLU(), nn.Linear(channels, channels))
+        self.feature = nn.Linear(channels, channels)
+        self.norm = nn.LayerNorm(channels)
+        self.position = nn.Sequential(
+            nn.Linear(6 * _FREQUENCIES, channels), nn.ReLU(), nn.Linear(channels, channels)
+        )
+        low = torch.tensor(range_m[:3], dtype=torch.float64)
+        self.register_buffer("range_low_m", low, persistent=False)
+        self.register_buffer("range_size_m", torch.tensor(range_m[3:]).double() - low, persistent=False)
+        turns = math.pi * 2.0 ** torch.arange(_FREQUENCIES, dtype=torch.float64)
+        self.register_buffer("frequencies", turns, persistent=False)
+
+    def forward(self, proposals: Sequence[Proposals]) -> ProposalQueries:
+        """Make queries.
+
+        Args:
+            proposals: of B samples, each possibly empty.
+        """
+        found = [self._queries(sample) for sample in proposals]
+        longest = max(len(content) for content, _, _ in found)
+
+        def padded(parts: Sequence[Tensor], value: float = 0.0) -> Tensor:
+            return torch.stack(
+                [functional.pad(part, (0, 0, 0, longest - len(part)), value=value) for part in parts]
+            )
+
+        content, position, reference = zip(*found, strict=True)
+        counts = torch.tensor([len(part) for part in content], device=content[0].device)
+        padding = torch.arange(longest, device=counts.device) >= counts[:, None]
+        # The middle of the range is as good a place as any for a query that nobody looks at.
+        return ProposalQueries(padded(content), padded(position), padded(reference, 0.5), padding)
+
+    def _queries(self, sample: Proposals) -> tuple[Tensor, Tensor, Tensor]:
+        values, scores = sample.boxes.values, sample.boxes.scores
+        assert scores is not None
+        unit = (values[:, :3] - self.range_low_m.to(values)) / self.range_size_m.to(values)
+        keep = ((unit[:, :2] >= 0) & (unit[:, :2] <= 1)).all(-1)
+        values, unit, scores = values[keep], unit[keep], scores[keep]
+        yaw = values[:, 6:7]
+        kind = functional.one_hot(sample.boxes.labels[keep], self.classes).to(values)
+        numbers = (
+            2 * unit - 1,
+            values[:, 3:6].clamp_min(1e-2).log(),
+            yaw.sin(),
+            yaw.cos(),
+            values[:, 7:9] / 10.0,
+            scores[:, None],
+            kind,
+        )
+        dtype = self.feature.weight.dtype
+        described = self.box(torch.cat(numbers, dim=-1).to(dtype))
+        content = self.norm(self.feature(sample.features[keep].to(dtype)) + described)
+        reference = unit.detach().clamp(0.0, 1.0).to(dtype)
+        return content, self.position(self._waves(reference)), reference
+
+    def _waves(self, reference: Tensor) -> Tensor:
+        """(n, 3) to (n, 6 * frequencies)."""
+        angles = (reference[..., None] * self.frequencies.to(reference)).flatten(1)
+        return torch.cat((angles.sin(), angles.cos()), dim=-1)

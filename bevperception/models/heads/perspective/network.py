@@ -1,0 +1,194 @@
+"""The perspective head's towers and predictors on every level of the feature pyramid.
+
+DD3D (Park et al., ICCV 2021) over FCOS (Tian et al., ICCV 2019), as in the published BEVFormer v2:
+NuscenesDD3D with its fcos2d_head and fcos3d_head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bevperception.structures import PerspectiveLevel
+
+PRIOR_PROBABILITY = 0.01
+"""What every class scores everywhere before training."""
+
+TowerNorm = Literal["batch", "group", "none"]
+
+
+class TowerLayer(nn.Module):
+    """3x3 convolution, a norm of every level's own, ReLU.
+
+    Args:
+        channels: width.
+        levels: how many levels share the convolution.
+        norm: 'batch', 'group' (32 groups, or as many as divide the width) or 'none'.
+    """
+
+    def __init__(self, channels: int, levels: int, norm: TowerNorm) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none")
+        self.norms = nn.ModuleList(
+            _build_norm(norm, channels) for _ in range(levels if norm != "none" else 0)
+        )
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        """(M, channels, h, w) to the same shape."""
+        x = self.conv(x)
+        # Statistics of no image at all do not exist.
+        return torch.relu(self.norms[level](x) if self.norms and x.shape[0] else x)
+
+
+def _build_norm(norm: TowerNorm, channels: int) -> nn.Module:
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0), channels)
+
+
+def _predictor(channels: int, outputs: int, bias: bool = True) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, outputs, 3, padding=1, bias=bias)
+    nn.init.kaiming_uniform_(layer.weight, a=1)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class PerspectiveHead(nn.Module):
+    """Dense 2D and 3D predictions for every pixel of every level.
+
+    Args:
+        channels: width of the features.
+        classes: detection classes.
+        strides: of the levels in pixels.
+        mean_depth_m, std_depth_m: of the objects that a level answers for, before scaling by the focal
+            length; first values of the depth's offset and scale.
+        class_convolutions, box2d_convolutions, box3d_convolutions: depth of the three towers.
+        attributes: attributes a class may have; see ``taxonomy.ATTRIBUTES``.
+        norm: see :class:`TowerLayer`.
+        scales: learn a scale a level for boxes, centres, sizes, confidences and depths.
+        class_agnostic: one 3D box a pixel in place of one a class.
+        per_level_predictors: 3D predictors of every level's own.
+        depth_scale, centre_scale, box2d_scale: factors of the scales' first values.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        strides: Sequence[int],
+        mean_depth_m: Sequence[float],
+        std_depth_m: Sequence[float],
+        class_convolutions: int = 4,
+        box2d_convolutions: int = 4,
+        box3d_convolutions: int = 4,
+        attributes: int = 3,
+        norm: TowerNorm = "batch",
+        scales: bool = True,
+        class_agnostic: bool = False,
+        per_level_predictors: bool = False,
+        depth_scale: float = 0.3,
+        centre_scale: float = 1.0,
+        box2d_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        levels = len(strides)
+        self.strides = tuple(strides)
+        boxes = 1 if class_agnostic else classes
+
+        def tower(depth: int) -> nn.ModuleList:
+            return nn.ModuleList(TowerLayer(channels, levels, norm) for _ in range(depth))
+
+        def predictors(outputs: int, bias: bool = True) -> nn.ModuleList:
+            count = levels if per_level_predictors else 1
+            return nn.ModuleList(_predictor(channels, outputs, bias) for _ in range(count))
+
+        self.class_tower, self.box2d_tower = tower(class_convolutions), tower(box2d_convolutions)
+        self.box3d_tower = tower(box3d_convolutions)
+        self.class_logits = _predictor(channels, classes)
+        assert self.class_logits.bias is not None
+        nn.init.constant_(self.class_logits.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+        self.box2d, self.centreness = _predictor(channels, 4), _predictor(channels, 1)
+        self.quaternion, self.centre = predictors(4 * boxes), predictors(2 * boxes)
+        self.depth = predictors(boxes, bias=not scales)
+        self.size, self.confidence = predictors(3 * boxes), predictors(boxes)
+        self.attributes, self.speed = _predictor(channels, attributes), _predictor(channels, 1)
+
+        def per_level(values: Sequence[float]) -> nn.ParameterList | None:
+            return nn.ParameterList(torch.full((1,), float(v)) for v in values) if scales else None
+
+        self.box2d_scales = per_level([stride * box2d_scale for stride in strides])
+        self.centre_scales = per_level([stride * centre_scale for stride in strides])
+        self.size_scales, self.confidence_scales = per_level([1.0] * levels), per_level([1.0] * levels)
+        self.depth_scales = per_level([std * depth_scale for std in std_depth_m])
+        self.depth_offsets = per_level(mean_depth_m)
+
+    def forward(self, features: Sequence[Tensor]) -> list[PerspectiveLevel]:
+        """Predict.
+
+        Args:
+            features: per level (M, channels, h, w) of M images.
+        """
+        return [self._level(x, level) for level, x in enumerate(features)]
+
+    def _level(self, x: Tensor, level: int) -> PerspectiveLevel:
+        class_features, box2d_features, box3d_features = (
+            _run(tower, x, level) for tower in (self.class_tower, self.box2d_tower, self.box3d_tower)
+        )
+
+        def predict(predictors: nn.ModuleList) -> Tensor:
+            result: Tensor = predictors[level % len(predictors)](box3d_features)
+            return result
+
+        depth = _scaled(predict(self.depth), self.depth_scales, level)
+        return PerspectiveLevel(
+            class_logits=self.class_logits(class_features),
+            box2d=torch.relu(_scaled(self.box2d(box2d_features), self.box2d_scales, level)),
+            centreness=self.centreness(box2d_features),
+            quaternion=predict(self.quaternion),
+            centre=_scaled(predict(self.centre), self.centre_scales, level),
+            depth=depth if self.depth_offsets is None else depth + self.depth_offsets[level],
+            size=_scaled(predict(self.size), self.size_scales, level),
+            confidence=_scaled(predict(self.confidence), self.confidence_scales, level),
+            attributes=self.attributes(class_features),
+            speed=torch.relu(self.speed(class_features)),
+        )
+
+
+def _run(tower: nn.ModuleList, x: Tensor, level: int) -> Tensor:
+    for layer in tower:
+        x = layer(x, level)
+    return x
+
+
+def _scaled(x: Tensor, scales: nn.ParameterList | None, level: int) -> Tensor:
+    return x if scales is None else x * scales[level]
+
+
+def locations(levels: Sequence[PerspectiveLevel], strides: Sequence[int], half: bool = False) -> list[Tensor]:
+    """Pixels that the cells of every level stand for.
+
+    Args:
+        levels: for their sizes.
+        strides: in pixels. A cell stands for the pixel that its convolutions are centred on, without
+            FCOS's shift by half a stride.
+
+    Returns:
+        per level (h * w, 2) x and y.
+    """
+    found = []
+    for level, stride in zip(levels, strides, strict=True):
+        rows, columns = level.class_logits.shape[-2:]
+        like = level.class_logits
+        y = torch.arange(rows, dtype=like.dtype, device=like.device) * stride
+        x = torch.arange(columns, dtype=like.dtype, device=like.device) * stride
+        grid = torch.stack((x.expand(rows, -1), y[:, None].expand(-1, columns)), dim=-1).flatten(0, 1)
+        found.append(grid)
+    return found

@@ -1,0 +1,167 @@
+"""3D boxes from the perspective head: the best places of every image, without doubles, in the BEV frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bevperception.models.heads.perspective.camera import boxes_to_bev, pinholes
+from bevperception.models.heads.perspective.codec import PerspectiveCodec, by_image
+from bevperception.models.heads.perspective.network import locations
+from bevperception.structures import Boxes3D, PerspectiveOutputs
+
+_SMALLEST_RADIUS_M = 0.5
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What the first stage hands to the second for one sample, best first.
+
+    Attributes:
+        boxes: n boxes in the BEV frame, labels of the perspective head; values and scores carry gradients.
+        features: (n, C) image features of the places they were seen at.
+    """
+
+    boxes: Boxes3D
+    features: Tensor
+
+
+@dataclass(frozen=True)
+class ProposalRules:
+    """What becomes a proposal.
+
+    Attributes:
+        score_threshold: lowest score.
+        per_image: at most so many (place, class) pairs of an image are looked at.
+        image_iou: of two overlapping more in the same image, of one class, the better stays.
+        merge_share: the same for boxes of one class from any camera whose centres lie nearer than this
+            share of the better one's length (at least half a metre) on the ground.
+        limit: at most so many a sample.
+    """
+
+    score_threshold: float = 0.05
+    per_image: int = 100
+    image_iou: float = 0.6
+    merge_share: float = 0.5
+    limit: int = 100
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Candidates of all images: indices of image, place and class, and the score without gradient."""
+
+    image: Tensor
+    place: Tensor
+    label: Tensor
+    score: Tensor
+
+
+def propose(
+    outputs: PerspectiveOutputs, strides: Sequence[int], codec: PerspectiveCodec, rules: ProposalRules
+) -> list[Proposals]:
+    """Proposals of every sample.
+
+    Args:
+        outputs: of the head, for M images.
+        strides: of its levels.
+        codec: how 3D boxes are read.
+        rules: what becomes a proposal.
+
+    Returns:
+        B proposal sets, possibly empty.
+    """
+    predicted = by_image(outputs.levels)
+    certainty = predicted.confidence.squeeze(2).sigmoid()
+    scores = (predicted.class_logits.sigmoid() * predicted.centreness.sigmoid()[..., None]).sqrt() * certainty
+    found = _candidates(scores.detach(), rules)
+    chosen = predicted[found.image, found.place]
+    places = torch.cat(locations(outputs.levels, strides))[found.place]
+    cameras = pinholes(outputs.bev_to_image)[found.image]
+    inverse = torch.linalg.inv(cameras.intrinsics).to(scores.dtype)
+    seen = codec.boxes(chosen, found.label, places, inverse)
+    values = boxes_to_bev(seen, chosen.speed, cameras)
+    rectangles = torch.cat((places - chosen.box2d[:, :2], places + chosen.box2d[:, 2:]), dim=-1).detach()
+    scores = scores[found.image, found.place, found.label]
+    features = torch.cat([f.flatten(2) for f in outputs.features], dim=2)
+    features = features[found.image, :, found.place]
+    sample_of = torch.div(outputs.images, outputs.shape[1], rounding_mode="floor")[found.image]
+    proposals = []
+    for sample in range(outputs.shape[0]):
+        mine = (sample_of == sample).nonzero().squeeze(-1)
+        mine = mine[found.score[mine].argsort(descending=True, stable=True)]
+        kept = mine[
+            without_doubles(
+                rectangles[mine], values[mine].detach(), found.image[mine], found.label[mine], rules
+            )
+        ]
+        boxes = Boxes3D(values[kept], found.label[kept], scores[kept])
+        proposals.append(Proposals(boxes, features[kept]))
+    return proposals
+
+
+def _candidates(scores: Tensor, rules: ProposalRules) -> _Candidates:
+    images, places, classes = scores.shape
+    best, index = scores.flatten(1).topk(min(rules.per_image, places * classes), dim=1)
+    image, rank = (best > rules.score_threshold).nonzero(as_tuple=True)
+    chosen = index[image, rank]
+    place = torch.div(chosen, classes, rounding_mode="floor")
+    return _Candidates(image, place, chosen % classes, best[image, rank])
+
+
+def without_doubles(
+    rectangles: Tensor, values: Tensor, images: Tensor, labels: Tensor, rules: ProposalRules
+) -> Tensor:
+    """Greedy non-maximum suppression in the images, then on the ground over all cameras.
+
+    Args:
+        rectangles: (n, 4) pixels, in descending order of score.
+        values: (n, 9) boxes in the BEV frame.
+        images, labels: (n,).
+        rules: thresholds and limit.
+
+    Returns:
+        Indices that stay, in order, at most ``rules.limit``.
+    """
+    rectangle, image = _numpy(rectangles), _numpy(images)
+    row, label = _numpy(values), _numpy(labels)
+    radius = np.maximum(rules.merge_share * row[:, 3], _SMALLEST_RADIUS_M) if len(row) else row[:, 3]
+
+    def doubles_of(index: int, others: NDArray[np.intp]) -> NDArray[np.bool_]:
+        same_image = image[others] == image[index]
+        overlap = _iou(rectangle[index], rectangle[others]) > rules.image_iou
+        distance = np.hypot(*(row[others, :2] - row[index, :2]).T)
+        near: NDArray[np.bool_] = (distance < radius[index]) | (same_image & overlap)
+        return near & (label[others] == label[index])
+
+    kept = _greedy(len(label), doubles_of, rules.limit)
+    return torch.tensor(kept, dtype=torch.long, device=labels.device)
+
+
+def _greedy(
+    count: int, doubles_of: Callable[[int, NDArray[np.intp]], NDArray[np.bool_]], limit: int
+) -> list[int]:
+    left = np.arange(count)
+    kept: list[int] = []
+    while len(left) and len(kept) < limit:
+        kept.append(int(left[0]))
+        rest = left[1:]
+        left = rest[~doubles_of(kept[-1], rest)]
+    return kept
+
+
+def _iou(one: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    low, high = np.maximum(one[:2], others[:, :2]), np.minimum(one[2:], others[:, 2:])
+    intersection = np.clip(high - low, 0, None).prod(-1)
+    areas = (others[:, 2:] - others[:, :2]).prod(-1) + (one[2:] - one[:2]).prod()
+    result: NDArray[np.float64] = intersection / np.maximum(areas - intersection, 1e-9)
+    return result
+
+
+def _numpy(tensor: Tensor) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = tensor.double().cpu().numpy()
+    return result
