@@ -135,6 +135,14 @@ def test_prefetching_large_maps() -> None:
     )
 
 
+def test_gradient_of_a_map_of_fresh_pages() -> None:
+    """From 32 MB on, the gradient of a map is cleared by the kernel of Linux where that can be had."""
+    problem = AttentionProblem(batch=1, queries=5, heads=8, channels=32, shapes=((190, 181),), points=2)
+    assert problem.tensors(torch.float32)[0].nbytes > 32 << 20
+    for _ in range(2):  # the second time in memory that the first has left
+        compare(problem, torch.float32)
+
+
 @pytest.mark.parametrize("empty", [{"queries": 0}, {"batch": 0}, {"points": 0}], ids=str)
 def test_empty_attention(empty: dict[str, int]) -> None:
     problem = AttentionProblem(**empty)
