@@ -1,0 +1,9 @@
+"""A procedural world in nuScenes' format: roads, traffic, pictures, tables, maps and CAN-bus messages.
+
+:func:`make_world` writes a data root that the unmodified devkit, and so everything in this project, reads.
+"""
+
+from bevperception.data.world.settings import WorldConfig
+from bevperception.data.world.writer import make_world
+
+__all__ = ["WorldConfig", "make_world"]

@@ -1,0 +1,196 @@
+"""The ground around a scene as a picture from above: asphalt, paint, walkways, grass, shadows of houses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from bevperception.data.world import markings
+from bevperception.data.world.markings import crossings, stop_lines
+from bevperception.data.world.roads import Town, car_park_outline, road_outline
+from bevperception.data.world.scenery import Prop
+from bevperception.data.world.weather import Weather
+
+Array = NDArray[np.float64]
+Picture = NDArray[np.uint8]
+
+SHIFT: Final = 4
+LEVELS: Final = 5
+MARGIN_M: Final = 62.0
+# blue, green, red
+ASPHALT, CAR_PARK, WALKWAY, GRASS = (92, 90, 88), (108, 102, 100), (158, 164, 168), (62, 104, 88)
+CROSSING_ASPHALT, KERB = (86, 84, 82), (186, 188, 190)
+WHITE, YELLOW = (232, 234, 234), (60, 186, 226)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A picture of the ground, in several sizes.
+
+    Attributes:
+        levels: (rows, columns, 3) each half as fine as the one before; row 0 lies at the lowest y.
+        origin: (2,) global position of the first level's pixel edge (0, 0).
+        texel_m: metres a pixel of the first level.
+    """
+
+    levels: list[Picture]
+    origin: Array
+    texel_m: float
+
+    def to_texel(self, level: int) -> Array:
+        """(3, 3) global x, y, 1 to pixels of a level, whose centres are whole numbers."""
+        size = self.texel_m * 2**level
+        x, y = self.origin
+        return np.array([[1 / size, 0.0, -x / size - 0.5], [0.0, 1 / size, -y / size - 0.5], [0.0, 0.0, 1.0]])
+
+
+def paint_ground(
+    town: Town,
+    props: list[Prop],
+    weather: Weather,
+    line: Array,
+    texel_m: float,
+    rng: np.random.Generator,
+) -> Ground:
+    """Paint the ground around the ego car's way.
+
+    Args:
+        town, props: what is there.
+        weather: whose light falls on it.
+        line: (n, 2) places of the ego car.
+        texel_m: metres a pixel.
+        rng: of the grain.
+    """
+    low = np.floor(line.min(axis=0) - MARGIN_M)
+    size = np.ceil((line.max(axis=0) + MARGIN_M - low) / texel_m).astype(int)
+    brush = _Brush(np.full((int(size[1]), int(size[0]), 3), GRASS, dtype=np.uint8), low, texel_m)
+    _paint_surfaces(brush, town)
+    _paint_lines(brush, town)
+    image = _grain(brush.image, rng)
+    image = _cast_shadows(image, brush, props, weather)
+    image = cv2.transform(image, np.diag(np.clip(weather.ground, 0, 1.2)))
+    levels = [image]
+    for _ in range(LEVELS - 1):
+        height, width = levels[-1].shape[:2]
+        levels.append(cv2.resize(levels[-1], (max(1, width // 2), max(1, height // 2)), interpolation=cv2.INTER_AREA))
+    return Ground(levels, low, texel_m)
+
+
+@dataclass
+class _Brush:
+    image: Picture
+    origin: Array
+    texel_m: float
+
+    def pixels(self, points: Array) -> NDArray[np.int32]:
+        return np.round(((points - self.origin) / self.texel_m - 0.5) * (1 << SHIFT)).astype(np.int32)
+
+    def inside(self, points: Array) -> bool:
+        top = self.origin + np.array(self.image.shape[1::-1]) * self.texel_m
+        return bool((points.max(axis=0) > self.origin).all() and (points.min(axis=0) < top).all())
+
+    def fill(self, rings: list[Array], colour: tuple[int, int, int]) -> None:
+        if self.inside(rings[0]):
+            cv2.fillPoly(self.image, [self.pixels(ring) for ring in rings], colour, cv2.LINE_AA, SHIFT)
+
+    def line(self, points: Array, width_m: float, colour: tuple[int, int, int]) -> None:
+        step = np.diff(points, axis=0)
+        normal = np.stack((-step[:, 1], step[:, 0]), axis=1) / np.linalg.norm(step, axis=1, keepdims=True)
+        normal = np.concatenate((normal[:1], normal[:-1] + normal[1:], normal[-1:]))
+        normal *= width_m / 2 / np.linalg.norm(normal, axis=1, keepdims=True)
+        self.fill([np.concatenate((points + normal, (points - normal)[::-1]))], colour)
+
+
+def _paint_surfaces(brush: _Brush, town: Town) -> None:
+    for walkway in town.walkways:
+        brush.fill([np.asarray(r.coords) for r in (walkway.exterior, *walkway.interiors)], WALKWAY)
+    for road in town.roads:
+        car_park = car_park_outline(road)
+        if car_park is not None:
+            brush.fill([car_park], CAR_PARK)
+    area = town.drivable
+    rings = [np.asarray(ring.coords) for ring in (area.exterior, *area.interiors)]
+    brush.fill(rings, ASPHALT)
+    for ring in rings:
+        if brush.inside(ring):
+            cv2.polylines(
+                brush.image, [brush.pixels(ring)], True, KERB, max(1, round(0.2 / brush.texel_m)), cv2.LINE_AA, SHIFT
+            )
+    for road in town.roads:  # a slightly different surface tells roads from crossings
+        outline = road_outline(road)
+        half = road.carriageway_m
+        brush.fill([road.centre.strip(-half, half, 0.0, road.centre.length, 2.0)], CROSSING_ASPHALT)
+        del outline
+
+
+def _paint_lines(brush: _Brush, town: Town) -> None:
+    for road in town.roads:
+        divider = markings.road_divider(town, road)
+        if not brush.inside(divider):
+            continue
+        for aside in (-0.12, 0.12):
+            start, stop = markings.marked_stretch(town, road)
+            s = np.arange(start, stop, 1.0)
+            brush.line(road.centre.beside(s, aside), 0.13, YELLOW)
+        for line in markings.edge_lines(town, road):
+            brush.line(line, 0.14, WHITE)
+        start, stop = markings.marked_stretch(town, road)
+        for place in range(1, road.lanes):
+            for side in (-1, 1):
+                for s in np.arange(start, stop - 2.5, 6.0).tolist():
+                    dash = road.centre.beside(np.linspace(s, s + 3.0, 4), side * place * road.lane_m)
+                    brush.line(dash, 0.16, WHITE)
+    for crossing in crossings(town):
+        for stripe in crossing.stripes:
+            brush.fill([stripe], WHITE)
+    for stop_line in stop_lines(town):
+        brush.fill([stop_line.outline], WHITE)
+    for road in town.roads:
+        for place, yaw in markings.parking_bays(road):
+            out, across = np.array([np.cos(yaw), np.sin(yaw)]), np.array([-np.sin(yaw), np.cos(yaw)])
+            for side in (-1.37, 1.37):
+                brush.line(np.array([place + across * side - out * 2.5, place + across * side + out * 2.5]), 0.12, WHITE)
+
+
+def _grain(image: Picture, rng: np.random.Generator) -> Picture:
+    """Fine and coarse noise, as of worn asphalt and grass."""
+    height, width = image.shape[:2]
+    fine = rng.normal(0.0, 5.0, (512, 512))
+    coarse = cv2.resize(rng.normal(0.0, 7.0, (24, 24)), (512, 512), interpolation=cv2.INTER_CUBIC)
+    tile = np.clip(fine + coarse + 128.0, 0, 255).astype(np.uint8)
+    cover = np.tile(tile, (height // 512 + 1, width // 512 + 1))[:height, :width]
+    grain = cv2.merge([cover, cover, cover])
+    return cv2.addWeighted(image, 1.0, grain, 1.0, -128.0)
+
+
+def _cast_shadows(image: Picture, brush: _Brush, props: list[Prop], weather: Weather) -> Picture:
+    mask = np.zeros(image.shape[:2], dtype=np.uint8)
+    for prop in props:
+        outline = shadow_outline(prop.pose, prop.bounds, weather.sun)
+        if brush.inside(outline):
+            cv2.fillConvexPoly(mask, brush.pixels(outline), 255, cv2.LINE_8, SHIFT)
+    dark = cv2.convertScaleAbs(image, alpha=weather.shadow)
+    soft = cv2.blur(mask, (5, 5))
+    weight = cv2.merge([soft, soft, soft])
+    return cv2.add(cv2.multiply(dark, weight, scale=1 / 255), cv2.multiply(image, 255 - weight, scale=1 / 255))
+
+
+def shadow_outline(pose: Array, bounds: Array, sun: Array) -> Array:
+    """(n, 2) outline on the ground of the shadow of a box.
+
+    Args:
+        pose: x, y, yaw of the box's frame.
+        bounds: x0, x1, y0, y1, z0, z1 in it.
+        sun: (3,) unit vector towards the sun.
+    """
+    x0, x1, y0, y1, z0, z1 = bounds
+    local = np.array([(x, y) for x in (x0, x1) for y in (y0, y1)])
+    c, s = np.cos(pose[2]), np.sin(pose[2])
+    base = local @ np.array([[c, s], [-s, c]]) + pose[:2]
+    away = -sun[:2] / max(sun[2], 0.2)
+    points = np.concatenate((base + away * z0, base + away * min(z1, 14.0)))
+    return cv2.convexHull(points.astype(np.float32))[:, 0].astype(np.float64)

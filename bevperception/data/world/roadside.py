@@ -1,0 +1,259 @@
+"""What stands and walks beside the road: parked vehicles, work zones, cycles, barriers, people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bevperception.data.world.cast import Actor
+from bevperception.data.world.catalogue import KINDS, draw_colour, draw_size
+from bevperception.data.world.ego import EgoMotion
+from bevperception.data.world.markings import parking_bays
+from bevperception.data.world.roads import PARKING_M, Road, Town
+from bevperception.data.world.shapes import make_mesh
+
+Array = NDArray[np.float64]
+
+END_M: Final = 10.5
+"""No parking so near to a road's ends."""
+NEAR_M: Final = 55.0
+PARKED_WEIGHTS: Final = {
+    "car": 0.36,
+    "truck": 0.10,
+    "trailer": 0.05,
+    "bus": 0.05,
+    "construction_vehicle": 0.05,
+    "motorcycle": 0.07,
+    "work zone": 0.09,
+    "": 0.23,
+}
+WANTED: Final = (
+    *("construction_vehicle", "trailer", "bus", "work zone", "motorcycle", "truck") * 2,
+    *("construction_vehicle", "work zone"),
+)
+"""What is placed first, near the ego car's way, so that no scene lacks a class."""
+ON_WALKWAY: Final = (*("bicycle",) * 5, *("barrier",) * 3, *("traffic_cone",) * 3, "motorcycle")
+WALKERS, STANDERS, SITTERS = 16, 7, 2
+
+
+@dataclass
+class _Site:
+    """One side of a road near the ego car's way, with what is taken of its kerb and its walkway."""
+
+    road: Road
+    side: int
+    parked: list[tuple[float, float]]
+    walkway: list[tuple[float, float]]
+
+    def heading(self, s: float) -> float:
+        """Of the traffic on this side."""
+        return float(self.road.centre.yaw(s)) + (0.0 if self.side < 0 else np.pi)
+
+    def place(self, s: float, out_m: float) -> Array:
+        """(2,) a place so far from the kerb, away from the road."""
+        return self.road.centre.beside(s, self.side * (self.road.half_width_m + out_m))
+
+
+def furnish(town: Town, ego: EgoMotion, times: Array, rng: np.random.Generator) -> list[Actor]:
+    """All that stands beside the ego car's way, and those who walk there.
+
+    Args:
+        town: the map.
+        ego: the ego car's way.
+        times: of the states of what moves.
+        rng: chooses.
+    """
+    line = ego.poses(times[::10])[:, :2]
+    sites = _sites(town, line)
+    actors: list[Actor] = []
+    for kind in WANTED:
+        _try_near(kind, sites, line, actors, rng)
+    for kind in ON_WALKWAY:
+        _try_on_walkway(kind, sites, line, actors, rng)
+    for site in sites:
+        _fill(site, line, actors, rng)
+    for road in {id(site.road): site.road for site in sites}.values():
+        actors += _car_park(road, line, rng)
+    return actors + _people(sites, line, times, rng)
+
+
+def _sites(town: Town, line: Array) -> list[_Site]:
+    sites = []
+    for road in town.roads:
+        away = np.linalg.norm(road.centre.points[::4, None] - line[None], axis=-1)
+        if away.min() < 35.0:
+            sites += [_Site(road, side, [], []) for side in (-1, 1)]
+    return sites
+
+
+def _free(taken: list[tuple[float, float]], start: float, stop: float, gap: float) -> bool:
+    return all(stop + gap <= a or start - gap >= b for a, b in taken)
+
+
+def _near(point: Array, line: Array) -> float:
+    return float(np.linalg.norm(line - point, axis=1).min())
+
+
+def _try_near(kind: str, sites: list[_Site], line: Array, actors: list[Actor], rng: np.random.Generator) -> None:
+    for _ in range(60):
+        site = sites[int(rng.integers(len(sites)))]
+        s = float(rng.uniform(END_M, max(END_M + 1.0, site.road.centre.length - END_M - 15.0)))
+        if _near(site.place(s, 0.0), line) < 24.0 and _park(site, kind, s, actors, rng):
+            return
+
+
+def _fill(site: _Site, line: Array, actors: list[Actor], rng: np.random.Generator) -> None:
+    s = END_M + float(rng.uniform(0.0, 4.0))
+    names, weights = list(PARKED_WEIGHTS), np.array(list(PARKED_WEIGHTS.values()))
+    while s < site.road.centre.length - END_M - 4.0:
+        kind = names[int(rng.choice(len(names), p=weights / weights.sum()))]
+        if kind and _near(site.place(s, 0.0), line) < NEAR_M:
+            _park(site, kind, s, actors, rng)
+        s += float(rng.uniform(4.0, 7.5))
+
+
+def _park(site: _Site, kind: str, s: float, actors: list[Actor], rng: np.random.Generator) -> bool:
+    """Put a vehicle or a work zone into the parking strip from ``s`` on, if there is room."""
+    if kind == "work zone":
+        return _work_zone(site, s, actors, rng)
+    size = draw_size(kind, rng)
+    across = kind == "motorcycle"
+    length = 1.1 if across else size[0]
+    drive = site.road.car_park
+    stop = s + length
+    blocked = drive is not None and drive[0] == site.side and abs((drive[1] + drive[2]) / 2 - (s + stop) / 2) < (
+        3.4 + length / 2
+    )
+    if blocked or stop > site.road.centre.length - END_M or not _free(site.parked, s, stop, 0.9):
+        return False
+    site.parked.append((s, stop))
+    middle = s + length / 2
+    turn = site.side * float(rng.uniform(1.1, 1.5)) if across else float(rng.normal(0.0, 0.02))
+    state_name = {"motorcycle": "cycle.without_rider"}.get(kind, "vehicle.parked")
+    room = (PARKING_M - (size[1] if not across else size[0])) / 2
+    place = site.place(middle, -PARKING_M / 2 + float(rng.uniform(-0.3, 0.6)) * room)
+    actors.append(_standing(kind, size, place, site.heading(middle) + turn, state_name, rng))
+    return True
+
+
+def _work_zone(site: _Site, s: float, actors: list[Actor], rng: np.random.Generator) -> bool:
+    """Barriers along the traffic, cones at both ends, and perhaps a machine behind them."""
+    length = float(rng.uniform(12.0, 20.0))
+    drive = site.road.car_park
+    if drive is not None and drive[0] == site.side and s - 4.0 < (drive[1] + drive[2]) / 2 < s + length + 4.0:
+        return False
+    if s + length > site.road.centre.length - END_M or not _free(site.parked, s, s + length, 1.0):
+        return False
+    site.parked.append((s, s + length))
+    edge = -PARKING_M + 0.3
+    barrier = KINDS["barrier"].colours[int(rng.integers(3))]
+    if length > 14.0 and rng.random() < 0.7:
+        size = draw_size("construction_vehicle", rng)
+        size = (size[0], min(size[1], PARKING_M - 0.75), size[2])
+        heading = site.heading(s) + float(rng.integers(2)) * np.pi
+        place = site.place(s + length / 2, -size[1] / 2 - 0.05)
+        actors.append(_standing("construction_vehicle", size, place, heading, "vehicle.parked", rng))
+    for at in np.arange(s + 3.4, s + length - 3.4, 2.9).tolist():
+        size, heading = draw_size("barrier", rng), site.heading(at) + np.pi / 2 * float(rng.choice([-1, 1]))
+        actors.append(_standing("barrier", size, site.place(at, edge), heading, "", rng, barrier))
+    for start, sign in ((s, 1.0), (s + length, -1.0)):
+        for k, out in enumerate((-0.4, -1.2, -2.0, edge)):
+            place = site.place(start + sign * (0.3 + 0.55 * k), out)
+            actors.append(_standing("traffic_cone", draw_size("traffic_cone", rng), place, site.heading(s), "", rng))
+    return True
+
+
+def _try_on_walkway(
+    kind: str, sites: list[_Site], line: Array, actors: list[Actor], rng: np.random.Generator
+) -> None:
+    for _ in range(60):
+        site = sites[int(rng.integers(len(sites)))]
+        s = float(rng.uniform(END_M, site.road.centre.length - END_M))
+        count = int(rng.integers(2, 5)) if kind in ("barrier", "traffic_cone") else int(rng.integers(1, 3))
+        step = {"barrier": 2.9, "traffic_cone": 1.8, "bicycle": 0.95, "motorcycle": 1.3}[kind]
+        stop = s + count * step
+        drive = site.road.car_park
+        if drive is not None and drive[0] == site.side and s - 5.0 < (drive[1] + drive[2]) / 2 < stop + 5.0:
+            continue
+        if _near(site.place(s, 0.0), line) > 22.0 or stop > site.road.centre.length - END_M:
+            continue
+        if not _free(site.walkway, s, stop, 1.0):
+            continue
+        site.walkway.append((s, stop))
+        colour = draw_colour(KINDS[kind].colours, rng)
+        for at in (s + step / 2 + step * np.arange(count)).tolist():
+            turn = {"barrier": np.pi / 2, "traffic_cone": 0.0}.get(kind, np.pi / 2 + float(rng.normal(0.0, 0.12)))
+            out = {"barrier": 0.42, "traffic_cone": 0.4}.get(kind, 1.05)
+            state_name = "cycle.without_rider" if kind in ("bicycle", "motorcycle") else ""
+            heading = site.heading(at) + turn * float(rng.choice([-1, 1]))
+            paint = colour if kind == "barrier" else None
+            actors.append(_standing(kind, draw_size(kind, rng), site.place(at, out), heading, state_name, rng, paint))
+        return
+
+
+def _car_park(road: Road, line: Array, rng: np.random.Generator) -> list[Actor]:
+    actors = []
+    for place, heading in parking_bays(road):
+        if rng.random() < 0.6 and _near(place, line) < NEAR_M:
+            yaw = heading + (np.pi if rng.random() < 0.3 else 0.0) + float(rng.normal(0.0, 0.03))
+            actors.append(_standing("car", draw_size("car", rng), place, yaw, "vehicle.parked", rng))
+    return actors
+
+
+def _people(sites: list[_Site], line: Array, times: Array, rng: np.random.Generator) -> list[Actor]:
+    actors = []
+    count = WALKERS + STANDERS + SITTERS
+    for number in range(count):
+        for _ in range(40):
+            site = sites[int(rng.integers(len(sites)))]
+            s = float(rng.uniform(2.0, site.road.centre.length - 2.0))
+            if _near(site.place(s, 0.0), line) < 30.0:
+                break
+        else:
+            continue
+        size = draw_size("pedestrian", rng)
+        if number >= WALKERS:
+            sits = number >= WALKERS + STANDERS
+            size = (size[0], size[1], round(0.72 * size[2], 2)) if sits else size
+            name = "pedestrian.sitting_lying_down" if sits else "pedestrian.standing"
+            out = site.road.walkway_m - 0.35 if sits else float(rng.uniform(1.9, site.road.walkway_m - 0.4))
+            yaw = site.heading(s) + (site.side * -np.pi / 2 * -1 if sits else float(rng.uniform(-np.pi, np.pi)))
+            actors.append(_standing("pedestrian", size, site.place(s, out), yaw, name, rng))
+            continue
+        states = _stroll(site, s, times, rng)
+        paint = draw_colour(KINDS["pedestrian"].colours, rng)
+        mesh = make_mesh("pedestrian", size, paint, True, rng)
+        actors.append(Actor("pedestrian", size, paint, mesh, states, "pedestrian.standing", "pedestrian.moving"))
+    return actors
+
+
+def _stroll(site: _Site, s: float, times: Array, rng: np.random.Generator) -> Array:
+    """(n, 4) states of a walk along the walkway that turns round at its ends."""
+    out = float(rng.uniform(1.9, max(2.0, site.road.walkway_m - 0.4)))
+    walk = site.road.centre.offset(site.side * (site.road.half_width_m + out))
+    speed = float(rng.uniform(0.9, 1.7))
+    length = walk.length - 1.0
+    way = (s + float(rng.choice([0.0, length])) + speed * times) % (2 * length)
+    forward = way < length
+    along = 0.5 + np.where(forward, way, 2 * length - way)
+    yaw = np.unwrap(walk.yaw(along) + np.where(forward, 0.0, np.pi))
+    return np.column_stack((walk.at(along), yaw, np.full(len(times), speed)))
+
+
+def _standing(
+    kind: str,
+    size: tuple[float, float, float],
+    place: Array,
+    yaw: float,
+    state_name: str,
+    rng: np.random.Generator,
+    colour: tuple[int, int, int] | None = None,
+) -> Actor:
+    paint = colour or draw_colour(KINDS[kind].colours, rng)
+    mesh = make_mesh(kind, size, paint, False, rng)
+    yaw = float((yaw + np.pi) % (2 * np.pi) - np.pi)
+    states = np.array([[place[0], place[1], yaw, 0.0]])
+    return Actor(kind, size, paint, mesh, states, state_name, state_name)

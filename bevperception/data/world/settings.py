@@ -1,0 +1,124 @@
+"""What a world is made of: its settings and what is allowed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from bevperception.errors import ConfigError
+
+FORMAT: Final = 1
+"""Raised when the same settings begin to give other files."""
+
+WORLD_VERSION: Final = "v1.0-world"
+MINI_VERSION: Final = "v1.0-mini"
+MINI_TRAIN: Final = tuple(f"scene-{n:04d}" for n in (61, 553, 655, 757, 796, 1077, 1094, 1100))
+MINI_VAL: Final = tuple(f"scene-{n:04d}" for n in (103, 916))
+FIRST_SCENE: Final = 9001
+MAX_SCENES: Final = 999
+LOCATIONS: Final = (
+    "boston-seaport",
+    "singapore-onenorth",
+    "singapore-queenstown",
+    "singapore-hollandvillage",
+)
+KEY_FRAME_PERIOD_US: Final = 500_000
+SWEEP_PERIOD_US: Final = 83_333
+"""Cameras of nuScenes take 12 pictures a second; every sixth belongs to a key frame."""
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """Settings of a world; with the same ones every table and image has the same bytes.
+
+    Attributes:
+        scenes: number of scenes, 1 to 999 (10 at most as v1.0-mini).
+        seed: of everything random, 0 or more.
+        frames: key frames a scene, at 2 Hz; at least 2.
+        image_size: (height, width) of the images: 9 k and 16 k pixels with k from 8 to 100.
+        sweeps: also write the camera images between key frames, 12 a second in all.
+        version: v1.0-world, or v1.0-mini with the scene names of nuScenes' ten mini scenes.
+        val_share: share of the scenes, the last ones, that make up the split val; from 0 to below 1.
+        jpeg_quality: 1 to 100.
+
+    Raises:
+        ConfigError: if a setting is outside what is allowed.
+    """
+
+    scenes: int = 20
+    seed: int = 0
+    frames: int = 40
+    image_size: tuple[int, int] = (900, 1600)
+    sweeps: bool = False
+    version: str = WORLD_VERSION
+    val_share: float = 0.2
+    jpeg_quality: int = 90
+
+    def __post_init__(self) -> None:
+        most = len(MINI_TRAIN) + len(MINI_VAL) if self.version == MINI_VERSION else MAX_SCENES
+        height, width = self.image_size
+        checks = (
+            (
+                self.version in (WORLD_VERSION, MINI_VERSION),
+                f"version must be {WORLD_VERSION} or {MINI_VERSION}, got {self.version!r}",
+            ),
+            (1 <= self.scenes <= most, f"scenes must be 1 to {most} in {self.version}, got {self.scenes}"),
+            (self.seed >= 0, f"seed must be 0 or more, got {self.seed}"),
+            (2 <= self.frames <= 1000, f"frames a scene must be 2 to 1000, got {self.frames}"),
+            (
+                width % 16 == 0 and height * 16 == width * 9 and 8 <= width // 16 <= 100,
+                "image size must be 16k x 9k pixels with k from 8 to 100, as 400x225, 800x450 or 1600x900; "
+                f"got {width}x{height}",
+            ),
+            (0.0 <= self.val_share < 1.0, f"val share must be 0 to below 1, got {self.val_share}"),
+            (1 <= self.jpeg_quality <= 100, f"JPEG quality must be 1 to 100, got {self.jpeg_quality}"),
+        )
+        for good, message in checks:
+            if not good:
+                raise ConfigError(message)
+
+    @property
+    def scene_names(self) -> tuple[str, ...]:
+        """Names of the scenes in order; the last ones are for validation."""
+        if self.version == MINI_VERSION:
+            val = self._val_scenes
+            return MINI_TRAIN[: self.scenes - val] + MINI_VAL[:val]
+        return tuple(f"scene-{FIRST_SCENE + i:04d}" for i in range(self.scenes))
+
+    @property
+    def splits(self) -> dict[str, list[str]]:
+        """The content of ``splits.json``: train and val, by name (in v1.0-mini also as mini_train, mini_val)."""
+        names, val = list(self.scene_names), self._val_scenes
+        train = names[: len(names) - val]
+        splits = {"train": train, "val": names[len(train) :]}
+        if self.version == MINI_VERSION:
+            splits = {f"mini_{name}": scenes for name, scenes in splits.items()}
+        return splits
+
+    @property
+    def _val_scenes(self) -> int:
+        if self.version == MINI_VERSION:
+            least = max(0, self.scenes - len(MINI_TRAIN))
+            return min(len(MINI_VAL), max(least, 1 if self.scenes > 1 else 0))
+        wanted = round(self.scenes * self.val_share)
+        if self.val_share > 0 and self.scenes > 1:
+            wanted = max(wanted, 1)
+        return min(wanted, self.scenes - 1)
+
+    def record(self) -> dict[str, Any]:
+        """As plain JSON, for ``world.json`` and to tell one world from another."""
+        return {"format": FORMAT, **asdict(self), "image_size": list(self.image_size)}
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of WIDTHxHEIGHT; since images are wider than high, either order will do.
+
+    Raises:
+        ConfigError: if the text is not two whole numbers with an x between.
+    """
+    found = re.fullmatch(r"\s*(\d{1,5})\s*[xX×]\s*(\d{1,5})\s*", text)
+    if found is None:
+        raise ConfigError(f"size must be like 400x225, got {text!r}")
+    first, second = int(found[1]), int(found[2])
+    return min(first, second), max(first, second)

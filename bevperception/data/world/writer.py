@@ -1,0 +1,230 @@
+"""Writing a world: scenes by a pool of processes into a hidden folder, which becomes the data root at the end.
+
+While a world is being made it lies in ``.NAME.partial`` beside its final place. Each finished scene leaves a
+record there, so that a run that was cut off goes on where it stopped; what it finds is only taken over if
+it was made with the same settings. The last step renames the folder: a data root is complete or absent.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+from tqdm import tqdm
+
+from bevperception.data.world.expansion import map_expansion, map_image
+from bevperception.data.world.roads import build_town
+from bevperception.data.world.scene import write_scene
+from bevperception.data.world.settings import LOCATIONS, WorldConfig
+from bevperception.data.world.tables import SCENE_TABLES, TABLES, Tables, map_filename, shared_tables
+from bevperception.errors import ConfigError, DataError
+
+MARKER: Final = "world.json"
+RECORDS: Final = "scenes"
+LOCK: Final = "lock"
+WATCH_S: Final = 1.0
+
+
+def make_world(config: WorldConfig, root: Path, workers: int = 0, progress: bool = True) -> Path:
+    """Make a world, go on with one that was cut off, or find it already there.
+
+    Args:
+        config: what it is made of.
+        root: data root to make; its parent folders are made if need be.
+        workers: processes that render scenes beside this one; 0 renders in this one. The number changes
+            nothing in the result.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        ``root``.
+
+    Raises:
+        ConfigError: if the number of workers is negative.
+        DataError: if the place is taken by something else or by a world of other settings, another process
+            is making it, or the disk is full.
+    """
+    if workers < 0:
+        raise ConfigError(f"workers must be 0 or more, got {workers}")
+    root = Path(os.path.abspath(root.expanduser()))
+    if _is_there(root, config):
+        return root
+    partial = root.with_name(f".{root.name}.partial")
+    try:
+        _open_partial(partial, config)
+        with _locked(partial):
+            _make_scenes(config, partial, workers, progress)
+            _write_common_files(config, partial)
+            _clear_traces(partial)
+            if root.is_dir():
+                root.rmdir()
+            partial.rename(root)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        raise DataError(
+            f"cannot write {error.filename or partial}: {error.strerror}\n"
+            "put that right and run the same command again: it goes on where it stopped"
+        ) from error
+    return root
+
+
+def _is_there(root: Path, config: WorldConfig) -> bool:
+    """Whether this very world is complete at its place.
+
+    Raises:
+        DataError: if the place is taken by anything else.
+    """
+    if not root.exists():
+        return False
+    if not root.is_dir():
+        raise DataError(f"{root} is a file; choose another folder")
+    if not any(root.iterdir()):
+        return False
+    marker = root / MARKER
+    if not marker.is_file():
+        raise DataError(f"{root} holds something else than a world; choose a new or empty folder")
+    _check_settings(marker, config, "holds a world of other settings; choose another folder or remove it")
+    return True
+
+
+def _open_partial(partial: Path, config: WorldConfig) -> None:
+    marker = partial / MARKER
+    if partial.exists() and not marker.is_file() and any(partial.iterdir()):
+        raise DataError(f"{partial} holds something else than an unfinished world; remove it")
+    if marker.is_file():
+        _check_settings(
+            marker, config, "is an unfinished world of other settings; finish it with those or remove it"
+        )
+        return
+    (partial / RECORDS).mkdir(parents=True, exist_ok=True)
+    _write_json(marker, config.record())
+
+
+def _check_settings(marker: Path, config: WorldConfig, fault: str) -> None:
+    try:
+        found = json.loads(marker.read_text())
+    except ValueError as error:
+        raise DataError(f"{marker} is damaged: {error}; remove {marker.parent}") from error
+    wanted = config.record()
+    if found == wanted:
+        return
+    there = found if isinstance(found, dict) else {}
+    names = [name for name in wanted if there.get(name) != wanted[name]]
+    other = ", ".join(f"{name} {there.get(name)} instead of {wanted[name]}" for name in names)
+    raise DataError(f"{marker.parent} {fault}\nit has {other}")
+
+
+@contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    """Hold the folder, so that no second process works in it."""
+    with (partial / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"another process is making {partial}; wait for it") from error
+        yield
+
+
+def _make_scenes(config: WorldConfig, partial: Path, workers: int, progress: bool) -> None:
+    todo = [n for n, name in enumerate(config.scene_names) if not _record(partial, name).is_file()]
+    done = config.scenes - len(todo)
+    with tqdm(total=config.scenes, initial=done, desc="world", unit="scene", disable=not progress) as bar:
+        if workers == 0:
+            threads = cv2.getNumThreads()
+            cv2.setNumThreads(1)
+            try:
+                for number in todo:
+                    _make_scene(config, number, partial)
+                    bar.update()
+            finally:
+                cv2.setNumThreads(threads)
+        elif todo:
+            _make_in_pool(config, todo, partial, workers, bar)
+
+
+def _make_in_pool(config: WorldConfig, todo: list[int], partial: Path, workers: int, bar: Any) -> None:
+    pool = ProcessPoolExecutor(
+        min(workers, len(todo)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(os.getpid(),),
+    )
+    try:
+        waiting = {pool.submit(_make_scene, config, number, partial) for number in todo}
+        while waiting:
+            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in finished:
+                future.result()
+                bar.update()
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a process that rendered scenes was killed (out of memory?)\n"
+            "run the same command again, with fewer workers if need be: it goes on where it stopped"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(parent: int) -> None:
+    """Set a worker up: one thread, and an end to it when its parent is gone."""
+    cv2.setNumThreads(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _make_scene(config: WorldConfig, number: int, partial: Path) -> None:
+    rows = write_scene(config, number, partial)
+    _write_json(_record(partial, config.scene_names[number]), rows)
+
+
+def _record(partial: Path, name: str) -> Path:
+    return partial / RECORDS / f"{name}.json"
+
+
+def _write_common_files(config: WorldConfig, partial: Path) -> None:
+    tables: Tables = {table: [] for table in SCENE_TABLES}
+    for name in config.scene_names:
+        rows = json.loads(_record(partial, name).read_text())
+        for table in SCENE_TABLES:
+            tables[table] += rows[table]
+    tables |= shared_tables(config, tables["log"])
+    for location in LOCATIONS[: config.scenes]:
+        town = build_town(config.seed, location)
+        _write_json(partial / "maps" / "expansion" / f"{location}.json", map_expansion(town, config.seed))
+        done, picture = cv2.imencode(".png", map_image(town))
+        if not done:
+            raise RuntimeError("OpenCV could not encode a map as PNG")
+        (partial / map_filename(location)).write_bytes(picture.tobytes())
+    for table in TABLES:
+        _write_json(partial / config.version / f"{table}.json", tables[table])
+    _write_json(partial / config.version / "splits.json", config.splits)
+
+
+def _clear_traces(partial: Path) -> None:
+    shutil.rmtree(partial / RECORDS)
+    (partial / LOCK).unlink()
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, separators=(",", ":")))
+    temporary.replace(path)

@@ -1,0 +1,88 @@
+"""Make a procedural world in nuScenes' format: six cameras, boxes, maps and CAN bus, read by the devkit.
+
+The same settings give the same bytes, on any number of workers. A run that was cut off goes on where it
+stopped when the same command is given again; until it is complete, the folder does not exist (its parts lie
+in .NAME.partial beside it). A folder that holds anything else is never touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bevperception.data.world import WorldConfig, make_world
+from bevperception.data.world.settings import MINI_VERSION, WORLD_VERSION, parse_size
+from bevperception.errors import run_program
+
+EXAMPLES = """examples:
+  a world to train on:                 tools/make_world.py --scenes 120 --seed 7 --size 400x225 out/world
+  a small one, made in seconds:        tools/make_world.py --scenes 2 --frames 4 --size 400x225 out/small
+  as nuScenes' ten mini scenes:        tools/make_world.py --scenes 10 --version v1.0-mini out/mini
+  what it looks like:                  tools/visualize.py --data.root out/small --data.version v1.0-world \\
+                                         --split val --sample 0
+Use it by data.root, data.version v1.0-world, data.train_split train and data.val_split val.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The program's options; defaults are those of :class:`WorldConfig`."""
+    default = WorldConfig()
+    parser = argparse.ArgumentParser(
+        prog="tools/make_world.py",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("root", type=Path, help="data root to make")
+    parser.add_argument("--scenes", type=int, default=default.scenes, help="number of scenes (%(default)s)")
+    parser.add_argument("--seed", type=int, default=default.seed, help="of everything random (%(default)s)")
+    parser.add_argument(
+        "--frames", type=int, default=default.frames, help="key frames a scene, at 2 Hz (%(default)s)"
+    )
+    parser.add_argument(
+        "--size", default="1600x900", help="of the images, WIDTHxHEIGHT, 16k x 9k pixels (%(default)s)"
+    )
+    parser.add_argument("--sweeps", action="store_true", help="write camera images between key frames, 12 Hz")
+    parser.add_argument(
+        "--version",
+        default=default.version,
+        help=f"{WORLD_VERSION}, or {MINI_VERSION} with the scene names of nuScenes' mini set (%(default)s)",
+    )
+    parser.add_argument(
+        "--val-share", type=float, default=default.val_share, help="of the scenes, the last ones (%(default)s)"
+    )
+    parser.add_argument(
+        "--jpeg-quality", type=int, default=default.jpeg_quality, help="1 to 100 (%(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes; the result is the same (%(default)s)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def main() -> int:
+    """Make the world."""
+    options = build_parser().parse_args()
+    config = WorldConfig(
+        scenes=options.scenes,
+        seed=options.seed,
+        frames=options.frames,
+        image_size=parse_size(options.size),
+        sweeps=options.sweeps,
+        version=options.version,
+        val_share=options.val_share,
+        jpeg_quality=options.jpeg_quality,
+    )
+    root = make_world(config, options.root, workers=options.workers, progress=not options.quiet)
+    splits = ", ".join(f"{name} {len(scenes)}" for name, scenes in config.splits.items())
+    print(f"{root}: version {config.version}, {config.scenes} scenes ({splits})")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)
