@@ -11,7 +11,7 @@ from typing import Literal
 
 from bevperception.errors import ConfigError
 from bevperception.geometry import BEVGrid
-from bevperception.taxonomy import CAMERA_NAMES, SEGMENTATION_CLASSES
+from bevperception.taxonomy import CAMERA_NAMES, DETECTION_CLASSES, SEGMENTATION_CLASSES
 
 
 @dataclass
@@ -73,6 +73,7 @@ class BEVConfig:
         can_bus: add an embedding of the 18-number CAN-bus vector to the BEV queries.
         camera_embedding: number of cameras that have a learned embedding of their own (by position in
             the batch); 0 for none, which makes the model independent of the cameras' order.
+        feature_levels: neck levels it looks at; None for all.
         feature_levels_embedding: rows of the level embedding; None takes neck.levels (the published
             models keep 4 rows even where one level is used).
     """
@@ -94,6 +95,7 @@ class BEVConfig:
     rotate_center: tuple[float, float] = (100.0, 100.0)
     can_bus: bool = False
     camera_embedding: int = 0
+    feature_levels: int | None = None
     feature_levels_embedding: int | None = None
 
     @property
@@ -155,12 +157,70 @@ class TemporalConfig:
 
 
 @dataclass
+class PerspectiveConfig:
+    """Perspective head: dense 3D detection in every camera image (BEVFormer v2's first stage).
+
+    Args:
+        enabled: supervise the images directly; needed for model.detection.query_mode=hybrid.
+        alone: train and predict with it alone; the BEV part stands still.
+        weight: of its losses among all.
+        levels: neck levels it looks at; None for all.
+        convolutions: depth of its three towers.
+        norm: of the towers, a level's own: 'group', 'batch' (published) or 'none'.
+        classes: order of its classes, names of taxonomy.DETECTION_CLASSES.
+        mean_depth_m: first mean depth of every level's objects, at a focal length of 707 pixels.
+        std_depth_m: the deviations.
+        size_limits_px: between a level and the next coarser one; each level answers for objects whose
+            farthest side lies that far from a place.
+        radius: places this many strides around the centre of an object answer for it.
+        min_side_px: objects that are smaller in the image are no ground truth there.
+        min_visible: nor are those of whose rectangle a smaller share lies in the image.
+        max_depth_m: largest depth of ground truth and predictions.
+        score_threshold: lowest score of a proposal.
+        per_image: at most so many places of an image become candidates.
+        image_iou: overlap in the image above which the better of two proposals of a class stays.
+        merge_share: the same for centres nearer on the ground than this share of the length.
+        max_proposals: at most so many a sample.
+    """
+
+    enabled: bool = False
+    alone: bool = False
+    weight: float = 1.0
+    levels: int | None = None
+    convolutions: int = 2
+    norm: Literal["group", "batch", "none"] = "group"
+    classes: tuple[str, ...] = DETECTION_CLASSES
+    mean_depth_m: tuple[float, ...] = (44.921, 20.252, 11.712, 7.166, 8.548)
+    std_depth_m: tuple[float, ...] = (24.331, 9.833, 6.223, 4.611, 8.275)
+    size_limits_px: tuple[float, ...] = (64.0, 128.0, 256.0, 512.0)
+    radius: float = 1.5
+    min_side_px: float = 4.0
+    min_visible: float = 0.2
+    max_depth_m: float = 80.0
+    score_threshold: float = 0.05
+    per_image: int = 100
+    image_iou: float = 0.6
+    merge_share: float = 0.5
+    max_proposals: int = 100
+
+    def __post_init__(self) -> None:
+        if sorted(self.classes) != sorted(DETECTION_CLASSES):
+            raise ConfigError(
+                f"perspective.classes must hold each of {', '.join(DETECTION_CLASSES)} once, "
+                f"got {', '.join(self.classes)}"
+            )
+        if self.alone and not self.enabled:
+            raise ConfigError("perspective.alone needs perspective.enabled")
+
+
+@dataclass
 class DetectionConfig:
     """Detection decoder and head.
 
     Args:
         enabled: False for segmentation alone.
         queries: learned object queries.
+        query_mode: 'learned' queries alone, or 'hybrid': proposals of the perspective head join them.
         groups: groups of so many queries in training, each of which learns all objects (Group DETR);
             inference uses the first.
         layers: decoder layers.
@@ -185,6 +245,7 @@ class DetectionConfig:
 
     enabled: bool = True
     queries: int = 300
+    query_mode: Literal["learned", "hybrid"] = "learned"
     groups: int = 1
     layers: int = 3
     heads: int = 4
@@ -254,6 +315,7 @@ class ModelConfig:
     neck: NeckConfig = field(default_factory=NeckConfig)
     bev: BEVConfig = field(default_factory=BEVConfig)
     temporal: TemporalConfig = field(default_factory=TemporalConfig)
+    perspective: PerspectiveConfig = field(default_factory=PerspectiveConfig)
     detection: DetectionConfig = field(default_factory=DetectionConfig)
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
 
@@ -265,6 +327,7 @@ class ModelConfig:
                 f"bev.spatial_points ({self.bev.spatial_points}) must be a multiple of "
                 f"bev.pillar_points ({self.bev.pillar_points})"
             )
+        self._check_perspective()
         if self.temporal.mode == "fusion" and (self.bev.can_bus or self.bev.alignment == "published"):
             raise ConfigError(
                 "temporal.mode=fusion goes without bev.can_bus and bev.alignment=published, which are v1's"
@@ -278,6 +341,29 @@ class ModelConfig:
         if unknown:
             raise ConfigError(
                 f"segmentation.classes has unknown {unknown}; allowed: {', '.join(SEGMENTATION_CLASSES)}"
+            )
+
+    def _check_perspective(self) -> None:
+        perspective, levels = self.perspective, self.neck.levels
+        if self.detection.query_mode == "hybrid" and not (perspective.enabled and self.detection.enabled):
+            raise ConfigError(
+                "detection.query_mode=hybrid needs detection.enabled and perspective.enabled, "
+                "which makes the proposals"
+            )
+        for name, wanted in (
+            ("perspective.levels", perspective.levels),
+            ("bev.feature_levels", self.bev.feature_levels),
+        ):
+            if wanted is not None and not 1 <= wanted <= levels:
+                raise ConfigError(f"{name} must lie in 1 to neck.levels ({levels}), got {wanted}")
+        wanted = perspective.levels or levels
+        short = min(
+            len(perspective.mean_depth_m), len(perspective.std_depth_m), len(perspective.size_limits_px) + 1
+        )
+        if perspective.enabled and short < wanted:
+            raise ConfigError(
+                f"the perspective head looks at {wanted} levels, but perspective.mean_depth_m, std_depth_m "
+                f"and size_limits_px are for {short}"
             )
 
 

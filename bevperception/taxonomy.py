@@ -67,3 +67,23 @@ DEFAULT_ATTRIBUTES: Final = {
     "traffic_cone": ("", ""),
 }
 """Attribute by class and speed, the rule of the published BEVFormer (mmdet3d 0.17, nuscenes_dataset)."""
+
+_VEHICLE = ("vehicle.moving", "vehicle.parked", "vehicle.stopped")
+_CYCLE = ("cycle.with_rider", "cycle.without_rider")
+_PEDESTRIAN = ("pedestrian.moving", "pedestrian.standing", "pedestrian.sitting_lying_down")
+ATTRIBUTES: Final[dict[str, tuple[str, ...]]] = {
+    "car": _VEHICLE,
+    "truck": _VEHICLE,
+    "construction_vehicle": _VEHICLE,
+    "bus": _VEHICLE,
+    "trailer": _VEHICLE,
+    "barrier": (),
+    "motorcycle": _CYCLE,
+    "bicycle": _CYCLE,
+    "pedestrian": _PEDESTRIAN,
+    "traffic_cone": (),
+}
+"""Attributes that a class may have; the perspective head's attribute output counts them."""
+
+MAX_ATTRIBUTES: Final = 3
+"""Most attributes of any class."""

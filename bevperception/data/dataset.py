@@ -21,6 +21,7 @@ from bevperception.data.transforms import AugmentationDraw
 from bevperception.errors import ConfigError, DataError, SampleError
 from bevperception.geometry import transform_boxes
 from bevperception.structures import BadSample, Batch, Boxes3D, CameraFrames, Targets, concatenate_frames
+from bevperception.taxonomy import ATTRIBUTES, DETECTION_CLASSES
 
 
 @dataclass(frozen=True)
@@ -175,15 +176,32 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         )
 
     def _targets(self, sample: SampleRecord, choice: AugmentationDraw) -> Targets:
-        annotated = self.reader.annotations(sample).boxes
+        annotations = self.reader.annotations(sample)
+        annotated = annotations.boxes
         bev_to_augmented = choice.bev.matrix()
         values = transform_boxes(annotated.values.double(), bev_to_augmented).float()
-        boxes = Boxes3D(values, annotated.labels)
+        attributes = attribute_indices(annotated.labels, annotations.attributes)
+        boxes = Boxes3D(values, annotated.labels, attributes=attributes)
         if self._labels is None:
             return Targets(boxes=[boxes])
         bev_to_global = sample.bev_to_global @ torch.linalg.inv(bev_to_augmented)
         maps, present = self._labels.draw(self._locations[sample.scene_token], bev_to_global, boxes)
         return Targets(boxes=[boxes], segmentation=maps[None], segmentation_present=present[None])
+
+
+def attribute_indices(labels: Tensor, names: Sequence[str]) -> Tensor:
+    """Attributes as the perspective head counts them.
+
+    Args:
+        labels: (n,) detection classes.
+        names: n nuScenes attribute names, '' where there is none.
+
+    Returns:
+        (n,) int64 position in the class's ``taxonomy.ATTRIBUTES``, -1 where it is not among them.
+    """
+    allowed = [ATTRIBUTES[DETECTION_CLASSES[label]] for label in labels.tolist()]
+    found = [a.index(name) if name in a else -1 for a, name in zip(allowed, names, strict=True)]
+    return torch.tensor(found, dtype=torch.long)
 
 
 def build_dataset(

@@ -19,7 +19,9 @@ from bevperception.models.bev.transformer import BEVTransformer
 from bevperception.models.heads.box_code import BoxCodec
 from bevperception.models.heads.decoder import DecoderLayer, DetectionDecoder
 from bevperception.models.heads.detection import DetectionHead, decode_detections
+from bevperception.models.heads.perspective.stage import build_perspective
 from bevperception.models.heads.segmentation import SegmentationHead
+from bevperception.models.hybrid import HybridQueries, ProposalQueries
 from bevperception.models.losses import DetectionLoss, ReduceMean, SegmentationLoss
 from bevperception.models.necks import FPN
 from bevperception.structures import (
@@ -27,9 +29,13 @@ from bevperception.structures import (
     Boxes3D,
     CameraFrames,
     ModelOutputs,
+    PerspectiveOutputs,
     Targets,
 )
 from bevperception.taxonomy import DETECTION_CLASSES
+
+FIRST_STAGE = ("backbone.", "neck.", "perspective.")
+"""Where the names of those parameters begin that a perspective head alone trains."""
 
 
 class BEVFormer(nn.Module):
@@ -55,7 +61,12 @@ class BEVFormer(nn.Module):
         self.fusion = build_fusion(config)
         self.detection = build_detection_head(config) if config.detection.enabled else None
         self.segmentation = build_segmentation_head(config) if config.segmentation.enabled else None
+        self.perspective = build_perspective(config)
+        self.hybrid = build_hybrid(config)
         self.codec = BoxCodec(config.detection.yaw_convention)
+        if config.perspective.alone:
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and name.startswith(FIRST_STAGE))
 
     def forward(
         self, frames: CameraFrames, memory: BEVMemory | None = None
@@ -70,14 +81,44 @@ class BEVFormer(nn.Module):
             outputs, and the memory for the next frame. The memory carries gradients; detach it
             (``memory.detach()``) to train through the current frame only.
         """
-        alone = self.encode(self.image_features(frames), frames, memory)
+        features = self.image_features(frames)
+        perspective = None
+        if self.perspective is not None and (self.training or self.needs_perspective):
+            perspective = self.perspective(features, frames)
+        if self.config.perspective.alone:
+            bev = features[0].new_zeros(frames.batch_size, self.config.bev.channels, *self.grid_shape)
+            return ModelOutputs(bev, None, None, perspective), self.remember(bev, frames, memory)
+        alone = self.encode(features, frames, memory)
         bev = self.fuse(alone, frames, memory)
-        outputs = ModelOutputs(
-            bev=bev,
-            detection=None if self.detection is None else self.detection(bev),
-            segmentation_logits=None if self.segmentation is None else self.segmentation(bev),
-        )
+        detection = None
+        if self.detection is not None:
+            detection = self.detection(bev, self.propose(perspective))
+        segmentation = None if self.segmentation is None else self.segmentation(bev)
+        outputs = ModelOutputs(bev, detection, segmentation, perspective)
         return outputs, self.remember(alone, frames, memory)
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """(rows, columns) of the BEV features."""
+        return self.grid.rows, self.grid.columns
+
+    @property
+    def needs_perspective(self) -> bool:
+        """Whether predictions need the perspective head, beyond its part in training."""
+        return self.hybrid is not None or self.config.perspective.alone
+
+    def propose(self, outputs: PerspectiveOutputs | None) -> ProposalQueries | None:
+        """Object queries from the perspective head's predictions; None where the learned ones are all.
+
+        Args:
+            outputs: of the perspective head.
+        """
+        if self.hybrid is None:
+            return None
+        assert self.perspective is not None
+        assert outputs is not None
+        queries: ProposalQueries = self.hybrid(self.perspective.proposals(outputs))
+        return queries
 
     def image_features(self, frames: CameraFrames) -> list[Tensor]:
         """Backbone and neck over the cameras that are there.
@@ -120,6 +161,7 @@ class BEVFormer(nn.Module):
         """
         if self.config.temporal.mode == "fusion":
             memory = None
+        features = features[: self.config.bev.feature_levels]
         position = self.bev_position(self.grid.rows, self.grid.columns)
         tokens: Tensor = self.bev_transformer(features, frames, self.bev_queries.weight, position, memory)
         bev: Tensor = tokens.transpose(1, 2).unflatten(2, (self.grid.rows, self.grid.columns))
@@ -188,6 +230,10 @@ class BEVFormer(nn.Module):
             ValueError: if a segmentation head is to be trained without segmentation targets.
         """
         losses: dict[str, Tensor] = {}
+        if outputs.perspective is not None:
+            assert self.perspective is not None
+            found = self.perspective.losses(outputs.perspective, targets.boxes, reduce_mean)
+            losses |= {f"perspective.{name}": value for name, value in found.items()}
         if outputs.detection is not None:
             # Centres are predicted within the grid (the published pipeline's ObjectRangeFilter).
             reachable = [boxes[self.grid.contains(boxes.values)] for boxes in targets.boxes]
@@ -205,9 +251,15 @@ class BEVFormer(nn.Module):
     def decode(self, outputs: ModelOutputs) -> list[Boxes3D]:
         """Boxes of every sample in the BEV frame, best first; empty sets without a detection head.
 
+        A perspective head that works alone gives its proposals.
+
         Args:
             outputs: of :meth:`forward`.
         """
+        if self.config.perspective.alone:
+            assert self.perspective is not None
+            assert outputs.perspective is not None
+            return [sample.boxes for sample in self.perspective.proposals(outputs.perspective)]
         if outputs.detection is None:
             empty = outputs.bev.new_zeros(0)
             return [Boxes3D(empty.view(0, 9), empty.long(), empty) for _ in range(outputs.bev.shape[0])]
@@ -233,7 +285,7 @@ def _range_m(config: ModelConfig) -> tuple[float, float, float, float, float, fl
 
 def build_bev_transformer(config: ModelConfig) -> BEVTransformer:
     """The part between image features and BEV features."""
-    bev, levels = config.bev, config.neck.levels
+    bev, levels = config.bev, config.bev.feature_levels or config.neck.levels
     layers = [
         BEVEncoderLayer(
             bev.channels,
@@ -256,6 +308,13 @@ def build_bev_transformer(config: ModelConfig) -> BEVTransformer:
         alignment=bev.alignment,
         rotate_center=bev.rotate_center,
     )
+
+
+def build_hybrid(config: ModelConfig) -> HybridQueries | None:
+    """What makes object queries of proposals; None for learned queries alone."""
+    if config.detection.query_mode == "learned":
+        return None
+    return HybridQueries(config.bev.channels, len(DETECTION_CLASSES), _range_m(config))
 
 
 def build_fusion(config: ModelConfig) -> TemporalFusion | None:

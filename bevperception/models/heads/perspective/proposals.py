@@ -75,12 +75,12 @@ def propose(
     Returns:
         B proposal sets, possibly empty.
     """
-    predicted = by_image(outputs.levels)
+    predicted = by_image([level._map(_widen) for level in outputs.levels])
     certainty = predicted.confidence.squeeze(2).sigmoid()
     scores = (predicted.class_logits.sigmoid() * predicted.centreness.sigmoid()[..., None]).sqrt() * certainty
     found = _candidates(scores.detach(), rules)
     chosen = predicted[found.image, found.place]
-    places = torch.cat(locations(outputs.levels, strides))[found.place]
+    places = torch.cat(locations(outputs.levels, strides)).to(scores)[found.place]
     cameras = pinholes(outputs.bev_to_image)[found.image]
     inverse = torch.linalg.inv(cameras.intrinsics).to(scores.dtype)
     seen = codec.boxes(chosen, found.label, places, inverse)
@@ -104,8 +104,13 @@ def propose(
     return proposals
 
 
+def _widen(value: Tensor) -> Tensor:
+    """Half precision is too coarse for pixels and metres."""
+    return value.float() if value.dtype.itemsize < 4 else value
+
+
 def _candidates(scores: Tensor, rules: ProposalRules) -> _Candidates:
-    images, places, classes = scores.shape
+    places, classes = scores.shape[1:]
     best, index = scores.flatten(1).topk(min(rules.per_image, places * classes), dim=1)
     image, rank = (best > rules.score_threshold).nonzero(as_tuple=True)
     chosen = index[image, rank]
@@ -136,7 +141,8 @@ def without_doubles(
         overlap = _iou(rectangle[index], rectangle[others]) > rules.image_iou
         distance = np.hypot(*(row[others, :2] - row[index, :2]).T)
         near: NDArray[np.bool_] = (distance < radius[index]) | (same_image & overlap)
-        return near & (label[others] == label[index])
+        near &= label[others] == label[index]
+        return near
 
     kept = _greedy(len(label), doubles_of, rules.limit)
     return torch.tensor(kept, dtype=torch.long, device=labels.device)

@@ -1,0 +1,150 @@
+"""The first stage of BEVFormer v2 as the whole model uses it: predictions, losses, proposals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from bevperception.config import ModelConfig, PerspectiveConfig
+from bevperception.models.heads.perspective.camera import pinholes
+from bevperception.models.heads.perspective.codec import CANONICAL_SIZES_M, PerspectiveCodec, flatten
+from bevperception.models.heads.perspective.loss import PerspectiveLoss, ReduceMean
+from bevperception.models.heads.perspective.network import PerspectiveHead, locations
+from bevperception.models.heads.perspective.proposals import ProposalRules, Proposals, propose
+from bevperception.models.heads.perspective.targets import Assigner, ImageTargets, image_targets
+from bevperception.structures import Boxes3D, CameraFrames, PerspectiveOutputs
+from bevperception.taxonomy import DETECTION_CLASSES, MAX_ATTRIBUTES
+
+
+class PerspectiveStage(nn.Module):
+    """The perspective head on the cameras that are there.
+
+    Args:
+        config: its settings.
+        channels: width of the features.
+        strides: of the levels it looks at, in pixels.
+    """
+
+    own_class: Tensor
+
+    def __init__(self, config: PerspectiveConfig, channels: int, strides: Sequence[int]) -> None:
+        super().__init__()
+        levels, depth = len(strides), config.convolutions
+        self.config = config
+        self.strides = tuple(strides)
+        self.head = PerspectiveHead(
+            channels,
+            len(config.classes),
+            strides,
+            config.mean_depth_m[:levels],
+            config.std_depth_m[:levels],
+            depth,
+            depth,
+            depth,
+            MAX_ATTRIBUTES,
+            config.norm,
+        )
+        sizes = torch.tensor([CANONICAL_SIZES_M[name] for name in config.classes], dtype=torch.float64)
+        self.codec = PerspectiveCodec(sizes, max_depth_m=config.max_depth_m)
+        limits = (-1.0, *config.size_limits_px[: levels - 1], float("inf"))
+        self.assigner = Assigner(
+            len(config.classes),
+            self.strides,
+            tuple(pairwise(limits)),
+            config.radius,
+        )
+        self.loss = PerspectiveLoss(self.codec)
+        self.rules = ProposalRules(
+            config.score_threshold,
+            config.per_image,
+            config.image_iou,
+            config.merge_share,
+            config.max_proposals,
+        )
+        # The head's classes in the project's order, and the other way round.
+        order = torch.tensor([DETECTION_CLASSES.index(name) for name in config.classes])
+        self.register_buffer("own_class", order, persistent=False)
+
+    def forward(self, features: Sequence[Tensor], frames: CameraFrames) -> PerspectiveOutputs:
+        """Predict in every image.
+
+        Args:
+            features: per level (B, N, C, h, w), finest first; levels beyond the stage's are not used.
+            frames: images' size, calibration and mask.
+        """
+        batch, cameras = frames.images.shape[:2]
+        mask = frames.camera_mask
+        if mask is None:
+            mask = torch.ones(batch, cameras, dtype=torch.bool, device=frames.images.device)
+        images = mask.flatten().nonzero().squeeze(-1)
+        there = [level.flatten(0, 1)[images] for level in features[: len(self.strides)]]
+        height, width = frames.images.shape[-2:]
+        return PerspectiveOutputs(
+            self.head(there),
+            there,
+            images,
+            frames.bev_to_image.flatten(0, 1)[images],
+            (int(height), int(width)),
+            (int(batch), int(cameras)),
+        )
+
+    def targets(self, outputs: PerspectiveOutputs, boxes: Sequence[Boxes3D]) -> list[ImageTargets]:
+        """Ground truth of every image.
+
+        Args:
+            outputs: for the images and their calibration.
+            boxes: of B samples, BEV frame.
+        """
+        project_to_own = self.own_class.argsort()
+        cameras = pinholes(outputs.bev_to_image)
+        config, found = self.config, []
+        for index, image in enumerate(outputs.images.tolist()):
+            sample = boxes[image // outputs.shape[1]]
+            renamed = Boxes3D(sample.values, project_to_own[sample.labels], None, sample.attributes)
+            found.append(
+                image_targets(
+                    renamed,
+                    cameras[torch.tensor([index])],
+                    outputs.image_size,
+                    MAX_ATTRIBUTES,
+                    config.min_side_px,
+                    config.min_visible,
+                    config.max_depth_m,
+                )
+            )
+        return found
+
+    def losses(
+        self, outputs: PerspectiveOutputs, boxes: Sequence[Boxes3D], reduce_mean: ReduceMean
+    ) -> dict[str, Tensor]:
+        """Losses by name, times the stage's weight.
+
+        Args:
+            outputs: of :meth:`forward`.
+            boxes: ground truth of B samples, BEV frame.
+            reduce_mean: over processes.
+        """
+        targets = self.targets(outputs, boxes)
+        assigned = self.assigner(locations(outputs.levels, self.strides), targets)
+        inverse = torch.linalg.inv(pinholes(outputs.bev_to_image).intrinsics)
+        found = self.loss(flatten(outputs.levels), assigned, targets, inverse, reduce_mean)
+        return {name: self.config.weight * value for name, value in found.items()}
+
+    def proposals(self, outputs: PerspectiveOutputs) -> list[Proposals]:
+        """Proposals of B samples with the project's labels, best first."""
+        found = propose(outputs, self.strides, self.codec, self.rules)
+        for sample in found:
+            sample.boxes.labels = self.own_class[sample.boxes.labels]
+        return found
+
+
+def build_perspective(config: ModelConfig) -> PerspectiveStage | None:
+    """The first stage; None where it is not enabled."""
+    if not config.perspective.enabled:
+        return None
+    first = 4 * 2 ** min(config.backbone.out_indices)
+    levels = config.perspective.levels or config.neck.levels
+    return PerspectiveStage(config.perspective, config.bev.channels, [first * 2**i for i in range(levels)])
