@@ -17,8 +17,15 @@ from bevperception.geometry import BEVGrid, transform_boxes, yaw_of
 from bevperception.inference import Perception
 from bevperception.structures import Boxes3D
 from bevperception.taxonomy import DETECTION_CLASSES
-from bevperception.visualization.bev import BEVView, SegmentationLayers, render_bev
-from bevperception.visualization.palette import DETECTION_COLOURS, VELOCITY
+from bevperception.visualization.bev import (
+    BEVView,
+    SegmentationLayers,
+    draw_boxes,
+    draw_ego,
+    draw_rings,
+    draw_segmentation,
+)
+from bevperception.visualization.palette import DETECTION_COLOURS, PANEL, VELOCITY
 from bevperception.visualization.text import Image
 
 OBJECT_FIELDS: Final = (*("x", "y", "z", "length", "width", "height", "yaw", "vx", "vy", "score", "label"),)
@@ -190,7 +197,7 @@ def occupancy(probabilities: Tensor, grid: BEVGrid, bev_to_base: Tensor) -> Grid
 
 
 def bev_picture(seen: Perception, boxes: Boxes3D, head: SegmentationConfig | None, side_px: int) -> Image:
-    """The bird's-eye view as a picture, forward up.
+    """The bird's-eye view as a picture, forward up; drawn without the supersampling of stills, for speed.
 
     Args:
         seen: segmentation and frames.
@@ -201,9 +208,12 @@ def bev_picture(seen: Perception, boxes: Boxes3D, head: SegmentationConfig | Non
     Returns:
         (side_px, side_px, 3) uint8 RGB.
     """
-    layers = None
+    view = BEVView(side_px, side_px)
+    image: Image = np.full((side_px, side_px, 3), PANEL, dtype=np.uint8)
     if seen.segmentation is not None and head is not None:
         layers = SegmentationLayers(seen.segmentation, head.classes, head.grid)
-    ego_to_bev = torch.linalg.inv(seen.bev_to_ego)
-    in_bev = Boxes3D(transform_boxes(boxes.values, ego_to_bev), boxes.labels, boxes.scores)
-    return render_bev(BEVView(side_px, side_px), in_bev, layers, bev_to_ego=seen.bev_to_ego)
+        draw_segmentation(image, view, layers, seen.bev_to_ego)
+    draw_rings(image, view)
+    draw_ego(image, view)
+    draw_boxes(image, view, boxes, thickness_px=1)
+    return image

@@ -80,8 +80,10 @@ class BevPerceptionNode(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Warm the model up and start the worker."""
-        assert self._loaded is not None
-        spent_ms = self._loaded.predictor.warm_up()
+        assert self._pipeline is not None
+        assert self._outputs is not None
+        spent_ms = self._pipeline.warm_up()
+        self._outputs.warm_up(self.settings)
         self.get_logger().info(f"warm: {spent_ms:.0f} ms a frame")
         self._active, self._active_since_s = True, time.monotonic()
         self._stop.clear()

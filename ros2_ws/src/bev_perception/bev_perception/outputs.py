@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
 from nav_msgs.msg import OccupancyGrid
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile
@@ -17,6 +18,7 @@ from bevperception.config import SegmentationConfig
 from bevperception.inference import Perception
 from bevperception.streaming import conversions
 from bevperception.streaming.settings import NodeSettings
+from bevperception.structures import Boxes3D
 
 _QOS = QoSProfile(depth=2)
 
@@ -41,6 +43,16 @@ class Outputs:
             self._detections = make(messages.Detection3DArray, "~/output/detections", _QOS)
         classes = () if head is None else head.classes
         self._grids = {name: make(OccupancyGrid, f"~/output/segmentation/{name}", _QOS) for name in classes}
+
+    def warm_up(self, settings: NodeSettings) -> None:
+        """Draw an empty picture, which is slow the first time."""
+        identity, empty = torch.eye(4, dtype=torch.float64), torch.zeros(0)
+        boxes = Boxes3D(torch.zeros(0, 9), torch.zeros(0, dtype=torch.int64), empty)
+        maps = None
+        if self._head is not None:
+            maps = torch.zeros(len(self._head.classes), self._head.grid.rows, self._head.grid.columns)
+        blank = Perception(0.0, boxes, maps, identity, identity, (), None, {})
+        conversions.bev_picture(blank, boxes, self._head, settings.bev_image_size)
 
     def destroy(self) -> None:
         """End all publishers."""
