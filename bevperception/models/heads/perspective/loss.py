@@ -21,7 +21,7 @@ from bevperception.models.heads.perspective.codec import (
     PerspectiveCodec,
     component_of,
 )
-from bevperception.models.heads.perspective.targets import Assignment, ImageTargets
+from bevperception.models.heads.perspective.targets import Assignment, ImageTargets, no_targets
 
 ReduceMean = Callable[[Tensor], Tensor]
 BoxLoss = Literal["giou", "iou", "linear_iou"]
@@ -154,7 +154,7 @@ class PerspectiveLoss:
 def _objects(targets: Sequence[ImageTargets], index: Tensor, like: CameraBoxes) -> CameraBoxes:
     """The true boxes of places."""
     fields = {
-        name: torch.cat([getattr(target.boxes, name) for target in targets]).to(value)[index]
+        name: torch.cat([getattr(t.boxes, name).to(value) for t in [*targets, no_targets(value)]])[index]
         for name, value in vars(like).items()
     }
     return CameraBoxes(**fields)

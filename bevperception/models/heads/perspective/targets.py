@@ -73,6 +73,14 @@ def image_targets(
     return ImageTargets(rectangles[keep], boxes.labels[keep], kept, attributes[keep], speeds[keep])
 
 
+def no_targets(like: Tensor) -> ImageTargets:
+    """An image without ground truth, of a tensor's dtype and device."""
+    whole = torch.zeros(0, dtype=torch.long, device=like.device)
+    rows = like.new_zeros(0)
+    boxes = CameraBoxes(rows.view(0, 3, 3), rows.view(0, 2), rows, rows.view(0, 3), rows.view(0, 3, 3))
+    return ImageTargets(rows.view(0, 4), whole, boxes, whole, rows)
+
+
 @dataclass(frozen=True)
 class Assignment:
     """Which object every place answers for; P places ordered as in ``codec.FlatPredictions``.
@@ -130,8 +138,9 @@ class Assigner:
             torch.arange(len(counts), device=flat.device), torch.tensor(counts, device=flat.device)
         )
         parts: list[dict[str, Tensor]] = []
-        first = 0
-        for image, target in enumerate(targets):
+        first, total = 0, len(targets) * len(flat)
+        # Without any image the places of one give the fields' types; none of them is kept.
+        for image, target in enumerate(targets or [no_targets(flat)]):
             labels, box2d, objects = self._assign(flat, level_of, target)
             attributes, speeds = torch.zeros_like(objects), box2d.new_zeros(len(flat))
             if len(target):
@@ -152,15 +161,10 @@ class Assigner:
             )
         # Level by level, in each image by image.
         joined = {
-            name: torch.cat(
-                [
-                    part
-                    for level in zip(*(p[name].split(counts) for p in parts), strict=True)
-                    for part in level
-                ]
-            )
+            name: torch.cat([p[name].split(counts)[level] for level in range(len(counts)) for p in parts])
             for name in parts[0]
         }
+        joined = {name: value[:total] for name, value in joined.items()}
         return Assignment(**joined, positives=(joined["labels"] != self.classes).nonzero().squeeze(-1))
 
     def _assign(
