@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -54,6 +55,26 @@ class Camera:
         return turn @ self.to_ego, turn @ self.position + [ego_pose[0], ego_pose[1], 0.0]
 
     @cached_property
+    def side_planes(self) -> Array:
+        """(4, 3) unit normals, inwards, of the planes through the picture's edges, camera frame."""
+        k = self.intrinsics
+        planes = np.array(
+            [
+                [k[0, 0], 0.0, k[0, 2] + 0.5],
+                [-k[0, 0], 0.0, self.width - 0.5 - k[0, 2]],
+                [0.0, k[1, 1], k[1, 2] + 0.5],
+                [0.0, -k[1, 1], self.height - 0.5 - k[1, 2]],
+            ]
+        )
+        return np.asarray(planes / np.linalg.norm(planes, axis=1, keepdims=True))
+
+    def project(self, points: Array) -> Array:
+        """(n, 2) pixels of (n, 3) camera-frame points; those behind the near plane mean nothing."""
+        k = self.intrinsics
+        depth = np.maximum(points[:, 2:], NEAR_M)
+        return np.asarray(points[:, :2] / depth * [k[0, 0], k[1, 1]] + [k[0, 2], k[1, 2]])
+
+    @cached_property
     def rays(self) -> Array:
         """(height, width, 3) directions through the pixels' centres, ego frame, 1 along the optical axis."""
         u, v = np.meshgrid(np.arange(self.width), np.arange(self.height))
@@ -97,6 +118,4 @@ class Camera:
         wanted = np.log2(np.maximum(np.maximum(across, 0.6 * along), 1e-6) / texel_m)
         level = np.clip(np.floor(wanted + 0.5), 0, levels - 1).astype(int)
         edges = [0, *(np.flatnonzero(np.diff(level)) + 1).tolist(), len(level)]
-        return [
-            Band(start + a, start + b, int(level[a])) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a
-        ]
+        return [Band(start + a, start + b, int(level[a])) for a, b in itertools.pairwise(edges) if b > a]

@@ -48,7 +48,9 @@ def can_bus_messages(ego: EgoMotion, start_us: int, duration_us: int) -> dict[st
         ],
         "vehicle_monitor": _monitor_messages(stamps, speed, acceleration, turn),
         "route": ego.route.path.at(
-            np.arange(float(ego.along(times[:1])[0][0]), float(ego.along(times[-1:])[0][0]) + 20.0, ROUTE_STEP_M)
+            np.arange(
+                float(ego.along(times[:1])[0][0]), float(ego.along(times[-1:])[0][0]) + 20.0, ROUTE_STEP_M
+            )
         )
         .round(3)
         .tolist(),
@@ -61,7 +63,9 @@ def can_bus_messages(ego: EgoMotion, start_us: int, duration_us: int) -> dict[st
     return messages
 
 
-def _pose_messages(stamps: list[int], poses: Array, speed: Array, acceleration: Array, turn: Array) -> list[Message]:
+def _pose_messages(
+    stamps: list[int], poses: Array, speed: Array, acceleration: Array, turn: Array
+) -> list[Message]:
     return [
         {
             "accel": [round(float(a), 6), round(float(v * w), 6), GRAVITY_M_S2],
@@ -75,7 +79,9 @@ def _pose_messages(stamps: list[int], poses: Array, speed: Array, acceleration: 
     ]
 
 
-def _imu_messages(stamps: list[int], poses: Array, speed: Array, acceleration: Array, turn: Array) -> list[Message]:
+def _imu_messages(
+    stamps: list[int], poses: Array, speed: Array, acceleration: Array, turn: Array
+) -> list[Message]:
     return [
         {
             "linear_accel": [round(float(a), 6), round(float(v * w), 6), GRAVITY_M_S2],
@@ -100,7 +106,9 @@ def _monitor_messages(stamps: list[int], speed: Array, acceleration: Array, turn
             "rear_left_rpm": round(float(v) * 31.0, 3),
             "rear_right_rpm": round(float(v) * 31.0, 3),
             "right_signal": int(w < -0.1),
-            "steering": round(float(np.degrees(STEERING_RATIO * np.arctan(WHEELBASE_M * w / max(v, 0.5)))), 3),
+            "steering": round(
+                float(np.degrees(STEERING_RATIO * np.arctan(WHEELBASE_M * w / max(v, 0.5)))), 3
+            ),
             "steering_speed": 0.0,
             "throttle": round(max(0.0, float(a)) * 100),
             "utime": stamp,

@@ -85,7 +85,9 @@ def map_expansion(town: Town, seed: int) -> Record:
     for walkway in town.walkways:
         writer.add("walkway", polygon_token=writer.polygon(walkway))
     for car_park in town.car_parks:
-        writer.add("carpark_area", polygon_token=writer.polygon(car_park), orientation=0.0, road_block_token="")
+        writer.add(
+            "carpark_area", polygon_token=writer.polygon(car_park), orientation=0.0, road_block_token=""
+        )
     content = writer.content
     content |= _lane_graph(writer, town)
     return {"version": "1.3", "canvas_edge": list(town.canvas_m), **content}
@@ -96,7 +98,10 @@ def _add_roads(writer: _Writer, town: Town) -> None:
         outline = road_outline(road)
         writer.add("drivable_area", polygon_tokens=[writer.polygon(outline)])
         segment = writer.add(
-            "road_segment", polygon_token=writer.polygon(outline), is_intersection=False, drivable_area_token=""
+            "road_segment",
+            polygon_token=writer.polygon(outline),
+            is_intersection=False,
+            drivable_area_token="",
         )
         for forward in (True, False):
             half = road.half_width_m
@@ -133,7 +138,9 @@ def _cross_line(writer: _Writer, road: Road, s: float) -> str:
 def _add_lanes(writer: _Writer, town: Town) -> None:
     for lane in town.lanes:
         width = town.roads[lane.road].lane_m
-        ends = [lane.path.beside(np.array([s, s]), np.array([-1, 1]) * width / 2) for s in (0.0, lane.path.length)]
+        ends = [
+            lane.path.beside(np.array([s, s]), np.array([-1, 1]) * width / 2) for s in (0.0, lane.path.length)
+        ]
         writer.add(
             "lane",
             polygon_token=writer.polygon(markings.lane_outline(lane, width)),
@@ -192,14 +199,11 @@ def map_image(town: Town) -> NDArray[np.uint8]:
     """(height, width) picture of the drivable area and the walkways, 255 inside, north up."""
     width, height = (round(edge / MAP_IMAGE_M) for edge in town.canvas_m)
     image = np.zeros((height, width), dtype=np.uint8)
-    polygons = [*(p for p in [town.drivable]), *town.walkways]
-    for polygon in polygons:
-        mask = np.zeros_like(image)
+    for polygon in (town.drivable, *town.walkways):
         rings = [polygon.exterior, *polygon.interiors]
         points = [
             np.round(np.asarray(ring.coords) / MAP_IMAGE_M * [1, -1] + [0, height]).astype(np.int32)
             for ring in rings
         ]
-        cv2.fillPoly(mask, points, 255)
-        cv2.bitwise_or(image, mask, dst=image)
+        cv2.fillPoly(image, points, (255,))
     return image

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from bevperception.data.world import markings
 from bevperception.data.world.markings import crossings, stop_lines
-from bevperception.data.world.roads import Town, car_park_outline, road_outline
+from bevperception.data.world.roads import Town, car_park_outline
 from bevperception.data.world.scenery import Prop
+from bevperception.data.world.shadows import shadow_points
 from bevperception.data.world.weather import Weather
 
 Array = NDArray[np.float64]
@@ -76,7 +77,9 @@ def paint_ground(
     levels = [image]
     for _ in range(LEVELS - 1):
         height, width = levels[-1].shape[:2]
-        levels.append(cv2.resize(levels[-1], (max(1, width // 2), max(1, height // 2)), interpolation=cv2.INTER_AREA))
+        levels.append(
+            cv2.resize(levels[-1], (max(1, width // 2), max(1, height // 2)), interpolation=cv2.INTER_AREA)
+        )
     return Ground(levels, low, texel_m)
 
 
@@ -118,13 +121,17 @@ def _paint_surfaces(brush: _Brush, town: Town) -> None:
     for ring in rings:
         if brush.inside(ring):
             cv2.polylines(
-                brush.image, [brush.pixels(ring)], True, KERB, max(1, round(0.2 / brush.texel_m)), cv2.LINE_AA, SHIFT
+                brush.image,
+                [brush.pixels(ring)],
+                True,
+                KERB,
+                max(1, round(0.2 / brush.texel_m)),
+                cv2.LINE_AA,
+                SHIFT,
             )
     for road in town.roads:  # a slightly different surface tells roads from crossings
-        outline = road_outline(road)
         half = road.carriageway_m
         brush.fill([road.centre.strip(-half, half, 0.0, road.centre.length, 2.0)], CROSSING_ASPHALT)
-        del outline
 
 
 def _paint_lines(brush: _Brush, town: Town) -> None:
@@ -153,7 +160,11 @@ def _paint_lines(brush: _Brush, town: Town) -> None:
         for place, yaw in markings.parking_bays(road):
             out, across = np.array([np.cos(yaw), np.sin(yaw)]), np.array([-np.sin(yaw), np.cos(yaw)])
             for side in (-1.37, 1.37):
-                brush.line(np.array([place + across * side - out * 2.5, place + across * side + out * 2.5]), 0.12, WHITE)
+                brush.line(
+                    np.array([place + across * side - out * 2.5, place + across * side + out * 2.5]),
+                    0.12,
+                    WHITE,
+                )
 
 
 def _grain(image: Picture, rng: np.random.Generator) -> Picture:
@@ -169,28 +180,15 @@ def _grain(image: Picture, rng: np.random.Generator) -> Picture:
 
 def _cast_shadows(image: Picture, brush: _Brush, props: list[Prop], weather: Weather) -> Picture:
     mask = np.zeros(image.shape[:2], dtype=np.uint8)
-    for prop in props:
-        outline = shadow_outline(prop.pose, prop.bounds, weather.sun)
+    poses = np.array([prop.pose for prop in props]).reshape(-1, 3)
+    bounds = np.array([prop.bounds for prop in props]).reshape(-1, 6)
+    for points in shadow_points(poses, bounds, weather.sun):
+        outline = cv2.convexHull(points.astype(np.float32))[:, 0].astype(np.float64)
         if brush.inside(outline):
-            cv2.fillConvexPoly(mask, brush.pixels(outline), 255, cv2.LINE_8, SHIFT)
+            cv2.fillConvexPoly(mask, brush.pixels(outline), (255,), cv2.LINE_8, SHIFT)
     dark = cv2.convertScaleAbs(image, alpha=weather.shadow)
     soft = cv2.blur(mask, (5, 5))
     weight = cv2.merge([soft, soft, soft])
-    return cv2.add(cv2.multiply(dark, weight, scale=1 / 255), cv2.multiply(image, 255 - weight, scale=1 / 255))
-
-
-def shadow_outline(pose: Array, bounds: Array, sun: Array) -> Array:
-    """(n, 2) outline on the ground of the shadow of a box.
-
-    Args:
-        pose: x, y, yaw of the box's frame.
-        bounds: x0, x1, y0, y1, z0, z1 in it.
-        sun: (3,) unit vector towards the sun.
-    """
-    x0, x1, y0, y1, z0, z1 = bounds
-    local = np.array([(x, y) for x in (x0, x1) for y in (y0, y1)])
-    c, s = np.cos(pose[2]), np.sin(pose[2])
-    base = local @ np.array([[c, s], [-s, c]]) + pose[:2]
-    away = -sun[:2] / max(sun[2], 0.2)
-    points = np.concatenate((base + away * z0, base + away * min(z1, 14.0)))
-    return cv2.convexHull(points.astype(np.float32))[:, 0].astype(np.float64)
+    return cv2.add(
+        cv2.multiply(dark, weight, scale=1 / 255), cv2.multiply(image, 255 - weight, scale=1 / 255)
+    )

@@ -75,22 +75,21 @@ def _angles(yaw: float) -> Array:
     return yaw + np.arange(AZIMUTHS) * (2 * np.pi / AZIMUTHS)
 
 
-def _candidates(eye: Array, poses: Array, bounds: Array, yaw: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _candidates(
+    eye: Array, poses: Array, bounds: Array, yaw: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs of a thing and an azimuth that may meet."""
-    things, azimuths = [], []
     step = 2 * np.pi / AZIMUTHS
-    for index, (pose, box) in enumerate(zip(poses, bounds, strict=True)):
-        corners = np.array([(box[i], box[j]) for i, j in ((0, 2), (1, 2), (1, 3), (0, 3))])
-        c, s = np.cos(pose[2]), np.sin(pose[2])
-        corners = corners @ np.array([[c, s], [-s, c]]) + pose[:2] - eye
-        middle = np.arctan2(*(corners.mean(axis=0)[::-1]))
-        turn = (np.arctan2(corners[:, 1], corners[:, 0]) - middle + np.pi) % (2 * np.pi) - np.pi
-        first = int(np.ceil((middle + turn.min() - yaw) / step))
-        last = int(np.floor((middle + turn.max() - yaw) / step))
-        things.append(np.full(last - first + 1, index))
-        azimuths.append(np.arange(first, last + 1) % AZIMUTHS)
-    empty = np.zeros(0, dtype=np.int64)
-    return np.concatenate([empty, *things]), np.concatenate([empty, *azimuths])
+    c, s = np.cos(poses[:, 2:3]), np.sin(poses[:, 2:3])
+    x, y = bounds[:, [0, 1, 1, 0]], bounds[:, [2, 2, 3, 3]]
+    x, y = c * x - s * y + poses[:, :1] - eye[0], s * x + c * y + poses[:, 1:2] - eye[1]
+    middle = np.arctan2(y.mean(axis=1), x.mean(axis=1))
+    turn = (np.arctan2(y, x) - middle[:, None] + np.pi) % (2 * np.pi) - np.pi
+    first = np.ceil((middle + turn.min(axis=1) - yaw) / step).astype(np.int64)
+    count = np.maximum(np.floor((middle + turn.max(axis=1) - yaw) / step).astype(np.int64) - first + 1, 0)
+    things = np.repeat(np.arange(len(poses)), count)
+    within = np.arange(len(things)) - np.repeat(np.cumsum(count) - count, count)
+    return things, (first[things] + within) % AZIMUTHS
 
 
 def _cast(

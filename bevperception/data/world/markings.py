@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,8 @@ class StopLine:
     outline: Array
 
 
-def crossings(town: Town) -> list[Crossing]:
+@lru_cache(maxsize=4)
+def crossings(town: Town) -> tuple[Crossing, ...]:
     """All pedestrian crossings of a town: one over every arm of every crossing."""
     found = []
     for road in town.roads:
@@ -56,7 +58,7 @@ def crossings(town: Town) -> list[Crossing]:
             node = town.nodes[road.ends[end]]
             if node.is_crossing:
                 found.append(_crossing(road, end, node.index))
-    return found
+    return tuple(found)
 
 
 def _crossing(road: Road, end: int, node: int) -> Crossing:
@@ -70,7 +72,8 @@ def _crossing(road: Road, end: int, node: int) -> Crossing:
     return Crossing(node, road.arms[end], road.index, outline, stripes, walk)
 
 
-def stop_lines(town: Town) -> list[StopLine]:
+@lru_cache(maxsize=4)
+def stop_lines(town: Town) -> tuple[StopLine, ...]:
     """All stop lines of a town: before every crossing, over the arriving lanes."""
     found = []
     for road in town.roads:
@@ -82,7 +85,7 @@ def stop_lines(town: Town) -> list[StopLine]:
                 sides = (0.15, road.carriageway_m) if end == 0 else (-road.carriageway_m, -0.15)
                 outline = road.centre.strip(*sides, near, far, 1.0)
                 found.append(StopLine(node.index, road.arms[end], outline))
-    return found
+    return tuple(found)
 
 
 def _from_end(road: Road, end: int, near: float, far: float) -> tuple[float, float]:

@@ -52,6 +52,7 @@ class Mesh:
         colours: (f, 3) blue, green, red, 0 to 255.
         glow: (f,) 0 to 1, how much a face shines by itself at night.
         fine: (f,) bool, marks that are left out when the thing is small in the picture.
+        mark: (f,) bool, patches that lie within another face and so add nothing to the silhouette.
         part: (f,) number of the part.
         layer: (p,) parts of a lower layer are drawn first, whatever their distance.
         centres: (p, 3) of the parts.
@@ -63,6 +64,7 @@ class Mesh:
     colours: Array
     glow: Array
     fine: NDArray[np.bool_]
+    mark: NDArray[np.bool_]
     part: NDArray[np.int64]
     layer: NDArray[np.int64]
     centres: Array
@@ -73,9 +75,10 @@ class MeshBuilder:
 
     def __init__(self) -> None:
         self._vertices: list[Array] = []
-        self._faces: list[tuple[int, list[int], Array, Colour, float, bool]] = []
+        self._faces: list[tuple[int, list[int], Array, Colour, float, bool, bool]] = []
         self._parts: list[tuple[int, Array]] = []
         self._solids: list[Array] = []
+        self._count = 0
 
     def solid(
         self,
@@ -104,7 +107,7 @@ class MeshBuilder:
         self._parts.append((layer, points.mean(axis=0)))
         self._solids.append(points)
         for name, order in _FACES.items():
-            self._add(part, points[list(order)], (colours or {}).get(name, colour), 0.0, False)
+            self._add(part, points[list(order)], (colours or {}).get(name, colour))
         return part
 
     def box(
@@ -145,7 +148,7 @@ class MeshBuilder:
         ]
         if face in ("back", "left"):
             points.reverse()
-        self._add(part, np.array(points), colour, glow, fine)
+        self._add(part, np.array(points), colour, glow, fine, mark=True)
 
     def disc(self, part: int, side: int, x: float, z: float, radius: float, y: float, colour: Colour) -> None:
         """Add an upright eight-cornered disc that faces left (side 1) or right (-1), drawn with a part."""
@@ -153,7 +156,7 @@ class MeshBuilder:
         points = np.stack(
             (x + radius * np.cos(angles), np.full(CORNERS, y), z + radius * np.sin(angles)), axis=-1
         )
-        self._add(part, points, colour, 0.0, False)
+        self._add(part, points, colour)
 
     def build(self) -> Mesh:
         """The mesh."""
@@ -168,17 +171,26 @@ class MeshBuilder:
             colours=np.array([face[3][::-1] for face in self._faces], dtype=np.float64),
             glow=np.array([face[4] for face in self._faces]),
             fine=np.array([face[5] for face in self._faces]),
+            mark=np.array([face[6] for face in self._faces]),
             part=np.array([face[0] for face in self._faces]),
             layer=np.array([layer for layer, _ in self._parts]),
             centres=np.array([centre for _, centre in self._parts]),
         )
 
-    def _add(self, part: int, points: Array, colour: Colour, glow: float, fine: bool) -> None:
-        start = sum(len(v) for v in self._vertices)
+    def _add(
+        self,
+        part: int,
+        points: Array,
+        colour: Colour,
+        glow: float = 0.0,
+        fine: bool = False,
+        mark: bool = False,
+    ) -> None:
+        numbers = list(range(self._count, self._count + len(points)))
+        self._count += len(points)
         self._vertices.append(points)
-        across = np.cross(points[1] - points[0], points[2] - points[0])
-        if np.linalg.norm(across) < 1e-12:
-            across = np.cross(points[2] - points[0], points[3] - points[0])
-        length = float(np.linalg.norm(across))
-        normal = across / length if length > 0 else np.array([0.0, 0.0, 1.0])
-        self._faces.append((part, list(range(start, start + len(points))), normal, colour, glow, fine))
+        # The diagonals of a quadrilateral span it even where two of its corners coincide.
+        (ax, ay, az), (bx, by, bz) = (points[2] - points[0]).tolist(), (points[3] - points[1]).tolist()
+        across = np.array([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
+        normal = across / max(float(np.sqrt(across @ across)), 1e-12)
+        self._faces.append((part, numbers, normal, colour, glow, fine, mark))

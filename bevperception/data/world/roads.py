@@ -127,7 +127,7 @@ class Node:
         return len(self.roads) > 2
 
 
-@dataclass
+@dataclass(eq=False)
 class Town:
     """The roads of one map.
 
@@ -329,7 +329,7 @@ def _connectors(nodes: list[Node], roads: list[Road], lanes: list[Lane]) -> list
 
 
 def _ways_on(node: Node, roads: list[Road], lanes: list[Lane], lane: Lane) -> list[int]:
-    """Lanes that a lane leads to: straight on, right from the right-hand lane, left from the left-hand one."""
+    """Lanes that a lane leads to: straight on, right from the rightmost lane, left from the leftmost."""
     ways, others = [], []
     for arm in sorted(node.roads):
         turn = (arm - lane.end_arm) % 4  # 1 right, 2 straight on, 3 left

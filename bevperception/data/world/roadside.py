@@ -97,7 +97,9 @@ def _near(point: Array, line: Array) -> float:
     return float(np.linalg.norm(line - point, axis=1).min())
 
 
-def _try_near(kind: str, sites: list[_Site], line: Array, actors: list[Actor], rng: np.random.Generator) -> None:
+def _try_near(
+    kind: str, sites: list[_Site], line: Array, actors: list[Actor], rng: np.random.Generator
+) -> None:
     for _ in range(60):
         site = sites[int(rng.integers(len(sites)))]
         s = float(rng.uniform(END_M, max(END_M + 1.0, site.road.centre.length - END_M - 15.0)))
@@ -124,8 +126,10 @@ def _park(site: _Site, kind: str, s: float, actors: list[Actor], rng: np.random.
     length = 1.1 if across else size[0]
     drive = site.road.car_park
     stop = s + length
-    blocked = drive is not None and drive[0] == site.side and abs((drive[1] + drive[2]) / 2 - (s + stop) / 2) < (
-        3.4 + length / 2
+    blocked = (
+        drive is not None
+        and drive[0] == site.side
+        and abs((drive[1] + drive[2]) / 2 - (s + stop) / 2) < (3.4 + length / 2)
     )
     if blocked or stop > site.road.centre.length - END_M or not _free(site.parked, s, stop, 0.9):
         return False
@@ -162,7 +166,9 @@ def _work_zone(site: _Site, s: float, actors: list[Actor], rng: np.random.Genera
     for start, sign in ((s, 1.0), (s + length, -1.0)):
         for k, out in enumerate((-0.4, -1.2, -2.0, edge)):
             place = site.place(start + sign * (0.3 + 0.55 * k), out)
-            actors.append(_standing("traffic_cone", draw_size("traffic_cone", rng), place, site.heading(s), "", rng))
+            actors.append(
+                _standing("traffic_cone", draw_size("traffic_cone", rng), place, site.heading(s), "", rng)
+            )
     return True
 
 
@@ -185,12 +191,16 @@ def _try_on_walkway(
         site.walkway.append((s, stop))
         colour = draw_colour(KINDS[kind].colours, rng)
         for at in (s + step / 2 + step * np.arange(count)).tolist():
-            turn = {"barrier": np.pi / 2, "traffic_cone": 0.0}.get(kind, np.pi / 2 + float(rng.normal(0.0, 0.12)))
+            turn = {"barrier": np.pi / 2, "traffic_cone": 0.0}.get(
+                kind, np.pi / 2 + float(rng.normal(0.0, 0.12))
+            )
             out = {"barrier": 0.42, "traffic_cone": 0.4}.get(kind, 1.05)
             state_name = "cycle.without_rider" if kind in ("bicycle", "motorcycle") else ""
             heading = site.heading(at) + turn * float(rng.choice([-1, 1]))
             paint = colour if kind == "barrier" else None
-            actors.append(_standing(kind, draw_size(kind, rng), site.place(at, out), heading, state_name, rng, paint))
+            actors.append(
+                _standing(kind, draw_size(kind, rng), site.place(at, out), heading, state_name, rng, paint)
+            )
         return
 
 
@@ -220,13 +230,17 @@ def _people(sites: list[_Site], line: Array, times: Array, rng: np.random.Genera
             size = (size[0], size[1], round(0.72 * size[2], 2)) if sits else size
             name = "pedestrian.sitting_lying_down" if sits else "pedestrian.standing"
             out = site.road.walkway_m - 0.35 if sits else float(rng.uniform(1.9, site.road.walkway_m - 0.4))
-            yaw = site.heading(s) + (site.side * -np.pi / 2 * -1 if sits else float(rng.uniform(-np.pi, np.pi)))
+            yaw = site.heading(s) + (
+                site.side * -np.pi / 2 * -1 if sits else float(rng.uniform(-np.pi, np.pi))
+            )
             actors.append(_standing("pedestrian", size, site.place(s, out), yaw, name, rng))
             continue
         states = _stroll(site, s, times, rng)
         paint = draw_colour(KINDS["pedestrian"].colours, rng)
         mesh = make_mesh("pedestrian", size, paint, True, rng)
-        actors.append(Actor("pedestrian", size, paint, mesh, states, "pedestrian.standing", "pedestrian.moving"))
+        actors.append(
+            Actor("pedestrian", size, paint, mesh, states, "pedestrian.standing", "pedestrian.moving")
+        )
     return actors
 
 

@@ -195,7 +195,10 @@ def _annotate(
     after_first = np.maximum.accumulate(met, axis=0)
     before_last = np.maximum.accumulate(met[::-1], axis=0)[::-1]
     levels = [
-        [visibility_level(v, s) for v, s in zip(visible[frame].tolist(), silhouette[frame].tolist(), strict=True)]
+        [
+            visibility_level(v, s)
+            for v, s in zip(visible[frame].tolist(), silhouette[frame].tolist(), strict=True)
+        ]
         for frame in range(frames)
     ]
     tables.add_annotations(cast, states, levels, points, after_first & before_last)

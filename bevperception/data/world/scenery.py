@@ -54,11 +54,11 @@ def furnish_town(town: Town, seed: int) -> list[Prop]:
     kept_free = shapely.union_all([town.drivable, *town.walkways, *town.car_parks]).buffer(0.4)
     shapely.prepare(kept_free)
     props: list[Prop] = []
-    built: list[Polygon] = []
+    built: list[tuple[Array, Polygon]] = []
     for road in town.roads:
         for side in (-1, 1):
             props += _buildings(road, side, kept_free, built, rng)
-    tree = shapely.STRtree(built)
+    tree = shapely.STRtree([outline for _, outline in built])
     for road in town.roads:
         for side in (-1, 1):
             props += _trees(road, side, kept_free, tree, rng)
@@ -67,7 +67,7 @@ def furnish_town(town: Town, seed: int) -> list[Prop]:
 
 
 def _buildings(
-    road: Road, side: int, kept_free: Polygon, built: list[Polygon], rng: np.random.Generator
+    road: Road, side: int, kept_free: Polygon, built: list[tuple[Array, Polygon]], rng: np.random.Generator
 ) -> list[Prop]:
     props: list[Prop] = []
     s = 4.0
@@ -80,8 +80,9 @@ def _buildings(
         middle = road.centre.beside(s + width / 2, side * (setback + depth / 2))
         yaw = float(road.centre.yaw(s + width / 2))
         outline = _rectangle(middle, yaw, width, depth)
-        if not kept_free.intersects(outline) and not any(outline.intersects(other) for other in built):
-            built.append(outline)
+        beside = [other for place, other in built if np.hypot(*(place - middle)) < 30.0]
+        if not kept_free.intersects(outline) and not any(outline.intersects(other) for other in beside):
+            built.append((middle, outline))
             props.append(_building(middle, yaw, width, depth, rng))
         s += width + float(rng.uniform(0.5, 5.0))
     return props
@@ -89,8 +90,8 @@ def _buildings(
 
 def _rectangle(middle: Array, yaw: float, length: float, width: float) -> Polygon:
     along, across = np.array([np.cos(yaw), np.sin(yaw)]), np.array([-np.sin(yaw), np.cos(yaw)])
-    corners = [middle + a * along * length / 2 + b * across * width / 2 for a, b in ((1, 1), (-1, 1), (-1, -1), (1, -1))]
-    return Polygon(corners)
+    signs = np.array([(1, 1), (-1, 1), (-1, -1), (1, -1)]) / 2
+    return Polygon(middle + signs * [length, width] @ np.array([along, across]))
 
 
 def _building(middle: Array, yaw: float, width: float, depth: float, rng: np.random.Generator) -> Prop:

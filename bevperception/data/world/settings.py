@@ -12,6 +12,8 @@ FORMAT: Final = 1
 """Raised when the same settings begin to give other files."""
 
 WORLD_VERSION: Final = "v1.0-world"
+TRAIN_SPLIT: Final = "world_train"
+VAL_SPLIT: Final = "world_val"
 MINI_VERSION: Final = "v1.0-mini"
 MINI_TRAIN: Final = tuple(f"scene-{n:04d}" for n in (61, 553, 655, 757, 796, 1077, 1094, 1100))
 MINI_VAL: Final = tuple(f"scene-{n:04d}" for n in (103, 916))
@@ -88,13 +90,15 @@ class WorldConfig:
 
     @property
     def splits(self) -> dict[str, list[str]]:
-        """The content of ``splits.json``: train and val, by name (in v1.0-mini also as mini_train, mini_val)."""
+        """The content of ``splits.json``: scene names by split.
+
+        The devkit keeps the names train and val for the scenes of nuScenes itself, so that each split also
+        goes by a name of its own: :data:`TRAIN_SPLIT` and :data:`VAL_SPLIT`, or mini_train and mini_val.
+        """
         names, val = list(self.scene_names), self._val_scenes
-        train = names[: len(names) - val]
-        splits = {"train": train, "val": names[len(train) :]}
-        if self.version == MINI_VERSION:
-            splits = {f"mini_{name}": scenes for name, scenes in splits.items()}
-        return splits
+        train, held_out = names[: len(names) - val], names[len(names) - val :]
+        own = ("mini_train", "mini_val") if self.version == MINI_VERSION else (TRAIN_SPLIT, VAL_SPLIT)
+        return {own[0]: train, own[1]: held_out, "train": train, "val": held_out}
 
     @property
     def _val_scenes(self) -> int:

@@ -107,7 +107,10 @@ def _truck(size: Size, colour: Colour, rng: np.random.Generator) -> Mesh:
     for side in ("left", "right"):
         builder.mark(bed, side, (0.15, 0.85), (0.35, 0.65), colour)
     cab = builder.solid(
-        (cab_start, a, -b + 0.04, b - 0.04, 0.4), (cab_start, a - 0.25, -b + 0.1, b - 0.1, cab_height), colour, 1
+        (cab_start, a, -b + 0.04, b - 0.04, 0.4),
+        (cab_start, a - 0.25, -b + 0.1, b - 0.1, cab_height),
+        colour,
+        1,
     )
     builder.mark(cab, "front", (0.06, 0.94), (0.52, 0.88), GLASS, fine=False)
     builder.mark(cab, "front", (0.25, 0.75), (0.12, 0.36), DARK)
@@ -123,7 +126,10 @@ def _bus(size: Size, colour: Colour, rng: np.random.Generator) -> Mesh:
     a, b = length / 2, width / 2
     builder = MeshBuilder()
     body = builder.solid(
-        (-a, a, -b, b, 0.32), (-a + 0.04, a - 0.12, -b + 0.08, b - 0.08, height), colour, colours={"top": (206, 206, 206)}
+        (-a, a, -b, b, 0.32),
+        (-a + 0.04, a - 0.12, -b + 0.08, b - 0.08, height),
+        colour,
+        colours={"top": (206, 206, 206)},
     )
     builder.mark(body, "front", (0.05, 0.95), (0.34, 0.8), GLASS, fine=False)
     builder.mark(body, "front", (0.2, 0.8), (0.84, 0.95), (250, 190, 60), glow=0.8)
@@ -171,19 +177,27 @@ def _construction_vehicle(size: Size, colour: Colour, rng: np.random.Generator) 
     for side in (-1, 1):
         y = sorted((side * b, side * (b - 0.55)))
         builder.solid(
-            (-0.3 * length, 0.2 * length, y[0], y[1], 0.0), (-0.36 * length, 0.26 * length, y[0], y[1], 0.85), TYRE
+            (-0.3 * length, 0.2 * length, y[0], y[1], 0.0),
+            (-0.36 * length, 0.26 * length, y[0], y[1], 0.85),
+            TYRE,
         )
     deck = builder.box((-a, 0.2 * length), (-b + 0.2, b - 0.2), (0.85, 1.75), colour, layer=1)
     builder.mark(deck, "back", (0.1, 0.9), (0.2, 0.8), DARK, fine=False)
     for side in ("left", "right"):
         builder.mark(deck, side, (0.05, 0.35), (0.3, 0.8), shade(colour, 0.6))
     cab = builder.solid(
-        (-0.12 * length, 0.16 * length, 0.02, b - 0.22, 1.75), (-0.1 * length, 0.13 * length, 0.08, b - 0.26, height), colour, 2
+        (-0.12 * length, 0.16 * length, 0.02, b - 0.22, 1.75),
+        (-0.1 * length, 0.13 * length, 0.08, b - 0.26, height),
+        colour,
+        2,
     )
     for face in ("front", "back", "left", "right"):
         builder.mark(cab, face, (0.1, 0.9), (0.18, 0.9), GLASS, fine=False)
     boom = builder.solid(
-        (0.12 * length, 0.3 * length, -0.75, -0.25, 1.5), (0.3 * length, 0.4 * length, -0.7, -0.3, height - 0.1), colour, 2
+        (0.12 * length, 0.3 * length, -0.75, -0.25, 1.5),
+        (0.3 * length, 0.4 * length, -0.7, -0.3, height - 0.1),
+        colour,
+        2,
     )
     builder.mark(boom, "left", (0.1, 0.9), (0.1, 0.3), DARK)
     builder.solid(
@@ -192,7 +206,12 @@ def _construction_vehicle(size: Size, colour: Colour, rng: np.random.Generator) 
         shade(colour, 0.85),
         2,
     )
-    builder.solid((0.34 * length, a, -b + 0.5, b - 0.5, 0.0), (0.38 * length, a - 0.1, -b + 0.5, b - 0.5, 1.0), (70, 66, 60), 2)
+    builder.solid(
+        (0.34 * length, a, -b + 0.5, b - 0.5, 0.0),
+        (0.38 * length, a - 0.1, -b + 0.5, b - 0.5, 1.0),
+        (70, 66, 60),
+        2,
+    )
     return builder.build()
 
 
@@ -223,7 +242,13 @@ def _cone(size: Size, colour: Colour, rng: np.random.Generator) -> Mesh:
     builder = MeshBuilder()
     builder.box((-a, a), (-b, b), (0.0, 0.06 * height), DARK)
     white = (238, 238, 234)
-    levels = ((0.06, 0.36, colour), (0.36, 0.58, white), (0.58, 0.76, colour), (0.76, 0.86, white), (0.86, 1.0, colour))
+    levels = (
+        (0.06, 0.36, colour),
+        (0.36, 0.58, white),
+        (0.58, 0.76, colour),
+        (0.76, 0.86, white),
+        (0.86, 1.0, colour),
+    )
     for layer, (low, high, paint) in enumerate(levels, start=1):
         wide, slim = (0.72 * (1 - low) + 0.1, 0.72 * (1 - high) + 0.1)
         builder.solid(
@@ -236,7 +261,13 @@ def _cone(size: Size, colour: Colour, rng: np.random.Generator) -> Mesh:
 
 
 def _person(
-    builder: MeshBuilder, x: float, feet: float, height: float, half_width: float, colour: Colour, rng: np.random.Generator
+    builder: MeshBuilder,
+    x: float,
+    feet: float,
+    height: float,
+    half_width: float,
+    colour: Colour,
+    rng: np.random.Generator,
 ) -> None:
     """Torso, arms and head above ``feet``, looking along x; the face is light in front and hair behind."""
     skin, hair = SKINS[int(rng.integers(3))], HAIRS[int(rng.integers(4))]
@@ -264,12 +295,12 @@ def _pedestrian(size: Size, colour: Colour, walks: bool, rng: np.random.Generato
     step = 0.5 * length - 0.1 if walks else 0.02
     for side, x in ((1, step), (-1, -step)):
         y = sorted((side * 0.02, side * 0.2))
-        builder.solid(
-            (x - 0.1, x + 0.1, y[0], y[1], 0.0), (-0.11, 0.11, y[0], y[1], hip), trousers, layer=1
-        )
+        builder.solid((x - 0.1, x + 0.1, y[0], y[1], 0.0), (-0.11, 0.11, y[0], y[1], hip), trousers, layer=1)
     _person(builder, 0.0, hip, height, min(0.3, width / 2), colour, rng)
     if rng.random() < 0.3:
-        builder.box((-0.3, -0.14), (-0.16, 0.16), (0.55 * height, 0.8 * height), draw_colour(CLOTHES, rng), layer=2)
+        builder.box(
+            (-0.3, -0.14), (-0.16, 0.16), (0.55 * height, 0.8 * height), draw_colour(CLOTHES, rng), layer=2
+        )
     return builder.build()
 
 
@@ -278,7 +309,12 @@ def _bicycle(size: Size, colour: Colour, rider: bool, rng: np.random.Generator) 
     a, radius = length / 2, 0.34
     bars = 1.0 if rider else height
     builder = MeshBuilder()
-    frame = builder.solid((-0.28 * length, 0.2 * length, -0.05, 0.05, 0.32), (-0.2 * length, 0.28 * length, -0.05, 0.05, 0.75 * bars), colour, 0)
+    frame = builder.solid(
+        (-0.28 * length, 0.2 * length, -0.05, 0.05, 0.32),
+        (-0.2 * length, 0.28 * length, -0.05, 0.05, 0.75 * bars),
+        colour,
+        0,
+    )
     for x in (-a + radius, a - radius):
         wheel = builder.box((x - 0.75 * radius, x + 0.75 * radius), (-0.03, 0.03), (0.0, 1.7 * radius), TYRE)
         for side in (-1, 1):
@@ -288,7 +324,9 @@ def _bicycle(size: Size, colour: Colour, rider: bool, rng: np.random.Generator) 
     builder.box((0.24 * length, 0.3 * length), (-width / 2, width / 2), (0.92 * bars, bars), DARK, layer=2)
     lamp = builder.box((0.24 * length, 0.3 * length), (-0.06, 0.06), (0.6 * bars, 0.92 * bars), DARK, layer=1)
     builder.mark(lamp, "front", (0.0, 1.0), (0.4, 0.9), HEADLIGHT, glow=1.0)
-    seat = builder.box((-0.24 * length, -0.1 * length), (-0.08, 0.08), (0.7 * bars, 0.86 * bars), DARK, layer=1)
+    seat = builder.box(
+        (-0.24 * length, -0.1 * length), (-0.08, 0.08), (0.7 * bars, 0.86 * bars), DARK, layer=1
+    )
     builder.mark(seat, "back", (0.0, 1.0), (0.0, 0.6), TAILLIGHT, glow=0.6)
     if rider:
         _rider(builder, -0.1 * length, 0.8, height, width, colour, rng)
@@ -305,27 +343,46 @@ def _motorcycle(size: Size, colour: Colour, rider: bool, rng: np.random.Generato
         for side in (-1, 1):
             builder.disc(wheel, side, x, radius, radius, side * 0.11, TYRE)
             builder.disc(wheel, side, x, radius, 0.5 * radius, side * 0.11, RIM)
-    builder.solid((-0.3 * length, 0.25 * length, -0.2, 0.2, 0.28), (-0.4 * length, 0.28 * length, -0.16, 0.16, 0.82), colour, 1)
+    builder.solid(
+        (-0.3 * length, 0.25 * length, -0.2, 0.2, 0.28),
+        (-0.4 * length, 0.28 * length, -0.16, 0.16, 0.82),
+        colour,
+        1,
+    )
     seat = builder.box((-0.42 * length, 0.02), (-0.17, 0.17), (0.78, 0.9), DARK, layer=2)
     builder.mark(seat, "back", (0.1, 0.9), (0.0, 1.0), TAILLIGHT, glow=0.6, fine=False)
     fairing = builder.solid(
-        (0.2 * length, 0.36 * length, -0.2, 0.2, 0.7), (0.2 * length, 0.28 * length, -0.14, 0.14, bars), shade(colour, 0.9), 2
+        (0.2 * length, 0.36 * length, -0.2, 0.2, 0.7),
+        (0.2 * length, 0.28 * length, -0.14, 0.14, bars),
+        shade(colour, 0.9),
+        2,
     )
     builder.mark(fairing, "front", (0.2, 0.8), (0.15, 0.55), HEADLIGHT, glow=1.0, fine=False)
-    builder.box((0.2 * length, 0.26 * length), (-width / 2, width / 2), (0.9 * bars, 0.98 * bars), DARK, layer=2)
+    builder.box(
+        (0.2 * length, 0.26 * length), (-width / 2, width / 2), (0.9 * bars, 0.98 * bars), DARK, layer=2
+    )
     if rider:
         _rider(builder, -0.1 * length, 0.85, height, width, colour, rng)
     return builder.build()
 
 
 def _rider(
-    builder: MeshBuilder, x: float, seat: float, height: float, width: float, colour: Colour, rng: np.random.Generator
+    builder: MeshBuilder,
+    x: float,
+    seat: float,
+    height: float,
+    width: float,
+    colour: Colour,
+    rng: np.random.Generator,
 ) -> None:
     clothes = draw_colour(CLOTHES, rng)
     for side in (-1, 1):
         y = sorted((side * 0.1, side * 0.26))
         builder.solid(
-            (x + 0.1, x + 0.3, y[0], y[1], 0.3), (x - 0.1, x + 0.35, y[0], y[1], seat + 0.1), (44, 48, 66), layer=2
+            (x + 0.1, x + 0.3, y[0], y[1], 0.3),
+            (x - 0.1, x + 0.35, y[0], y[1], seat + 0.1),
+            (44, 48, 66),
+            layer=2,
         )
     _person(builder, x, seat, height, min(0.28, width / 2), clothes, rng)
 

@@ -65,7 +65,9 @@ def set_stage(town: Town, seed: int, scene: int, duration_s: float) -> Stage:
     rng = generator(seed, "stage", scene)
     times = state_times(duration_s)
     route, start = _ego_route(town, duration_s, rng)
-    drivers = [Driver(route, ego_car.FRONT_M, ego_car.REAR_M, ego_car.WIDTH_M, rng.uniform(7.5, 11.5), start, 6.0)]
+    drivers = [
+        Driver(route, ego_car.FRONT_M, ego_car.REAR_M, ego_car.WIDTH_M, rng.uniform(7.5, 11.5), start, 6.0)
+    ]
     kinds = _add_traffic(town, drivers, duration_s, rng)
     walkers, walks = _crossing_people(town, route, start, duration_s, rng)
     motion = simulate(drivers, walkers, int((WARM_UP_S + times[-1]) / STEP_S) + 3)
@@ -141,7 +143,10 @@ def _crossing_people(
                 way = crossing.walk if rng.random() < 0.5 else crossing.walk[::-1]
                 out = (way[0] - way[1]) / np.linalg.norm(way[0] - way[1])
                 aside = np.array([-out[1], out[0]]) * rng.uniform(-1.3, 1.3)
-                line = Path(np.array([way[0] + out * rng.uniform(0.9, 1.8), way[1] - out * rng.uniform(0.9, 1.8)]) + aside)
+                line = Path(
+                    np.array([way[0] + out * rng.uniform(0.9, 1.8), way[1] - out * rng.uniform(0.9, 1.8)])
+                    + aside
+                )
                 begin = float(rng.uniform(0.0, WARM_UP_S + duration_s))
                 speed = float(rng.uniform(1.3, 1.8))
                 walkers.append(Walker(crossing.node, crossing.arm, begin, line.length / speed))
@@ -163,18 +168,24 @@ def _vehicles(
         if kind in ("bicycle", "motorcycle"):
             size = (size[0], size[1], round(RIDDEN_HEIGHT_M + float(rng.uniform(-0.08, 0.1)), 2))
             states = _rigid_on(path, s, 0.5 * size[0], speed)
-            actors.append(make_actor(kind, size, states, "cycle.with_rider", "cycle.with_rider", rng, rider=True))
+            actors.append(
+                make_actor(kind, size, states, "cycle.with_rider", "cycle.with_rider", rng, rider=True)
+            )
             continue
         body = "truck" if trailer else kind
         actors.append(
-            make_actor(body, size, _rigid_on(path, s, 0.3 * size[0], speed), "vehicle.stopped", "vehicle.moving", rng)
+            make_actor(
+                body, size, _rigid_on(path, s, 0.3 * size[0], speed), "vehicle.stopped", "vehicle.moving", rng
+            )
         )
         if trailer:
             _, width, height = draw_size("trailer", rng)
             behind = s - size[0] / 2 - 0.7 - trailer / 2
             states = _rigid_on(path, behind, 0.35 * trailer, speed)
             actors.append(
-                make_actor("trailer", (trailer, width, height), states, "vehicle.stopped", "vehicle.moving", rng)
+                make_actor(
+                    "trailer", (trailer, width, height), states, "vehicle.stopped", "vehicle.moving", rng
+                )
             )
     return actors
 
@@ -186,7 +197,9 @@ def _rigid_on(path: Path, s: Array, axle_m: float, speed: Array) -> Array:
     return np.concatenate(((front + rear) / 2, yaw[:, None], speed[:, None]), axis=1)
 
 
-def _crossers(walkers: list[Walker], walks: list[Path], times: Array, rng: np.random.Generator) -> list[Actor]:
+def _crossers(
+    walkers: list[Walker], walks: list[Path], times: Array, rng: np.random.Generator
+) -> list[Actor]:
     actors = []
     for walker, line in zip(walkers, walks, strict=True):
         begin = np.inf if walker.granted_s is None else walker.granted_s - WARM_UP_S
@@ -197,7 +210,13 @@ def _crossers(walkers: list[Walker], walks: list[Path], times: Array, rng: np.ra
         states = np.column_stack((line.at(s), yaw, moving * speed))
         actors.append(
             make_actor(
-                "pedestrian", draw_size("pedestrian", rng), states, "pedestrian.standing", "pedestrian.moving", rng, True
+                "pedestrian",
+                draw_size("pedestrian", rng),
+                states,
+                "pedestrian.standing",
+                "pedestrian.moving",
+                rng,
+                True,
             )
         )
     return actors
@@ -232,5 +251,3 @@ def _without_collisions(actors: list[Actor], ego: EgoMotion, times: Array) -> Ca
         if first not in out:
             out.add(second)
     return Cast([actor for index, actor in enumerate(actors, start=1) if index not in out], len(times))
-
-

@@ -75,14 +75,23 @@ def shared_tables(config: WorldConfig, logs: Sequence[Record]) -> Tables:
     seed = config.seed
     tables: Tables = {
         "category": [
-            {"token": seeds.token(seed, "category", kind.category), "name": kind.category, "description": name}
+            {
+                "token": seeds.token(seed, "category", kind.category),
+                "name": kind.category,
+                "description": name,
+            }
             for name, kind in KINDS.items()
         ],
         "attribute": [
-            {"token": seeds.token(seed, "attribute", name), "name": name, "description": ""} for name in ATTRIBUTES
+            {"token": seeds.token(seed, "attribute", name), "name": name, "description": ""}
+            for name in ATTRIBUTES
         ],
         "visibility": [
-            {"token": str(level), "level": name, "description": f"visibility of the whole object, {name[1:]} %"}
+            {
+                "token": str(level),
+                "level": name,
+                "description": f"visibility of the whole object, {name[1:]} %",
+            }
             for level, (_, name) in enumerate(VISIBILITY, start=1)
         ],
         "sensor": [
@@ -142,7 +151,9 @@ class SceneTables:
         description: of the scene.
     """
 
-    def __init__(self, config: WorldConfig, name: str, location: str, stamps_us: list[int], description: str) -> None:
+    def __init__(
+        self, config: WorldConfig, name: str, location: str, stamps_us: list[int], description: str
+    ) -> None:
         self._config, self._name = config, name
         self.rows: Tables = {table: [] for table in SCENE_TABLES}
         log = self._token("log")
@@ -198,7 +209,9 @@ class SceneTables:
                     "token": tokens[number],
                     "sample_token": self._token("sample", shot.frame),
                     "ego_pose_token": pose,
-                    "calibrated_sensor_token": seeds.token(self._config.seed, "calibrated_sensor", shot.channel),
+                    "calibrated_sensor_token": seeds.token(
+                        self._config.seed, "calibrated_sensor", shot.channel
+                    ),
                     "timestamp": shot.stamp_us,
                     "fileformat": "jpg" if camera else "pcd",
                     "is_key_frame": shot.key,
@@ -211,7 +224,12 @@ class SceneTables:
             )
 
     def add_annotations(
-        self, cast: Cast, states: Array, visibility: list[list[str]], lidar_points: Array, present: NDArray[np.bool_]
+        self,
+        cast: Cast,
+        states: Array,
+        visibility: list[list[str]],
+        lidar_points: Array,
+        present: NDArray[np.bool_],
     ) -> None:
         """Add the boxes of all actors.
 
@@ -261,5 +279,3 @@ class SceneTables:
 
     def _token(self, table: str, *key: str | int) -> str:
         return seeds.token(self._config.seed, table, self._name, *key)
-
-

@@ -131,7 +131,9 @@ def _idm(driver: Driver, gap: float, leader_speed: float) -> float:
     free = 1.0 - (driver.speed / wanted) ** 4
     closing = driver.speed * (driver.speed - leader_speed) / (2 * np.sqrt(ACCELERATION * BRAKING))
     distance = STANDSTILL_M + max(0.0, driver.speed * HEADWAY_S + closing)
-    return float(np.clip(ACCELERATION * (free - (distance / max(gap, 0.1)) ** 2), -HARDEST_BRAKING, ACCELERATION))
+    return float(
+        np.clip(ACCELERATION * (free - (distance / max(gap, 0.1)) ** 2), -HARDEST_BRAKING, ACCELERATION)
+    )
 
 
 def _gaps(drivers: list[Driver]) -> tuple[Array, Array]:

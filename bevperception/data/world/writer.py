@@ -1,4 +1,4 @@
-"""Writing a world: scenes by a pool of processes into a hidden folder, which becomes the data root at the end.
+"""Writing a world: scenes by a pool of processes into a hidden folder, which becomes the data root.
 
 While a world is being made it lies in ``.NAME.partial`` beside its final place. Each finished scene leaves a
 record there, so that a run that was cut off goes on where it stopped; what it finds is only taken over if
@@ -209,7 +209,7 @@ def _write_common_files(config: WorldConfig, partial: Path) -> None:
     for location in LOCATIONS[: config.scenes]:
         town = build_town(config.seed, location)
         _write_json(partial / "maps" / "expansion" / f"{location}.json", map_expansion(town, config.seed))
-        done, picture = cv2.imencode(".png", map_image(town))
+        done, picture = cv2.imencode(".png", map_image(town), [cv2.IMWRITE_PNG_COMPRESSION, 1])
         if not done:
             raise RuntimeError("OpenCV could not encode a map as PNG")
         (partial / map_filename(location)).write_bytes(picture.tobytes())
