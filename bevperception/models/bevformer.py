@@ -58,9 +58,10 @@ class BEVFormer(nn.Module):
         self.bev_queries = nn.Embedding(bev.rows * bev.columns, bev.channels)
         self.bev_position = LearnedPositionalEncoding(bev.channels, bev.rows, bev.columns)
         self.bev_transformer = build_bev_transformer(config)
-        self.fusion = build_fusion(config)
         self.detection = build_detection_head(config) if config.detection.enabled else None
         self.segmentation = build_segmentation_head(config) if config.segmentation.enabled else None
+        # Last, so that the same seed gives the parts above the same first weights with and without these.
+        self.fusion = build_fusion(config)
         self.perspective = build_perspective(config)
         self.hybrid = build_hybrid(config)
         self.codec = BoxCodec(config.detection.yaw_convention)
