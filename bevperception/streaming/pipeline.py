@@ -33,7 +33,7 @@ from bevperception.streaming.stamps import StampGuard, Verdict
 from bevperception.streaming.statistics import Durations, Rate
 from bevperception.streaming.synchroniser import ImageSet, Synchroniser, SyncSettings
 
-_HELD_SUSPECTS = 16
+_HELD_SUSPECTS = 64
 
 
 @dataclass(frozen=True)
@@ -296,7 +296,7 @@ class Pipeline:
     def _judged(self, stamp_ns: int, source: str, take: Callable[[], object]) -> None:
         """Take a message in, unless its stamp is suspect; after a jump of the clock, begin anew."""
         offset_s = self._guard.offset_s(stamp_ns)
-        verdict = self._guard.judge(stamp_ns)
+        verdict = self._guard.judge(stamp_ns, source)
         if verdict is Verdict.GOOD:
             self._held.clear()
             take()

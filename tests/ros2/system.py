@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,17 +22,15 @@ from rclpy.parameter_client import AsyncParameterClient
 from sensor_msgs.msg import Image, PointCloud2
 from visualization_msgs.msg import MarkerArray
 
+from bevperception.bags import processes
 from bevperception.bags.messages import object_rows_of, stamp_ns_of
 from bevperception.bags.scene import BagOptions, write_scene_bag
 from bevperception.checkpoints.weights import Card, save_weights
 from bevperception.config_io import config_to_dict
 from bevperception.data.nuscenes import NuScenesReader
-from bevperception.taxonomy import CAMERA_NAMES
 from tests.streaming.helpers import micro_config, micro_model
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "ros2_ws" / "src" / "bev_perception"
-NODE = "/bev_perception"
+ROOT, PACKAGE, NODE = processes.REPOSITORY, processes.PACKAGE, processes.NODE
 SCENE = "scene-9003"
 DOMAINS = 80
 START_S = 60.0
@@ -54,28 +51,8 @@ def make_bag(path: Path, root: Path, **options: Any) -> Path:
 
 
 def environment(domain: int) -> dict[str, str]:
-    """Of the processes: their own domain, this machine only, few threads."""
-    paths = [str(PACKAGE), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(p for p in paths if p),
-        "ROS_DOMAIN_ID": str(domain),
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "FASTDDS_DEFAULT_PROFILES_FILE": str(PACKAGE / "config" / "fastdds.xml"),
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def remappings(raw: bool = False) -> list[str]:
-    """From the node's topics to the bag's."""
-    pairs = {"odometry": "/odometry", "sweep": "/sensors/sweep"}
-    for channel in CAMERA_NAMES:
-        name = channel.lower()
-        for topic in ("camera_info", "image" if raw else "image/compressed"):
-            pairs[f"{name}/{topic}"] = f"/sensors/{name}/{topic}"
-    return [part for own, bag in pairs.items() for part in ("-r", f"{NODE}/input/{own}:={bag}")]
+    """Of the processes: the demonstration's, with one thread each."""
+    return {**processes.environment(domain), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class Process:
@@ -142,16 +119,14 @@ class NodeProcess(Process):
         values: dict[str, Any] = {
             "weights": weights,
             "calibration_file": bag / "calibration.yaml",
-            "sweep_trigger": "true",
+            "sweep_trigger": True,
             "score_threshold": 0.0,
             "diagnostics_period_s": 0.1,
             "image_transport": "raw" if raw else "compressed",
             "image_reliability": "reliable",
             **parameters,
         }
-        command = [sys.executable, "-m", "bev_perception.main", "--ros-args", *remappings(raw)]
-        for name, value in values.items():
-            command += ["-p", f"{name}:={value}"]
+        command = processes.node_command(values, raw)
         self.weights = weights
         super().__init__(command, domain, folder / "node.log")
 
@@ -175,9 +150,8 @@ class Replay(Process):
 
     def __init__(self, domain: int, bag: Path, *arguments: str) -> None:
         log = bag.parent / f"replay-{time.monotonic_ns()}.log"
-        tool = str(ROOT / "tools" / "replay_bag.py")
-        waiting = ["--wait-for", "20", "--reliable"]
-        super().__init__([sys.executable, tool, str(bag), *waiting, *arguments], domain, log)
+        waiting = ("--wait-for", "20", "--reliable")
+        super().__init__(processes.tool_command("replay_bag.py", str(bag), *waiting, *arguments), domain, log)
 
     def finish(self, patience_s: float = 60.0) -> str:
         """Wait for its end; what it said."""

@@ -9,7 +9,8 @@ GOOD, SUSPECT, JUMP = Verdict.GOOD, Verdict.SUSPECT, Verdict.JUMP
 
 
 def judge(guard: StampGuard, *stamps_s: float) -> list[Verdict]:
-    return [guard.judge(round(s * S)) for s in stamps_s]
+    """Verdicts on stamps of two sources in turn."""
+    return [guard.judge(round(s * S), "ab"[index % 2]) for index, s in enumerate(stamps_s)]
 
 
 def test_small_steps_either_way_are_good() -> None:
@@ -39,5 +40,14 @@ def test_three_wrong_stamps_that_disagree_are_no_jump() -> None:
 def test_offset_is_against_the_newest_good_stamp() -> None:
     guard = StampGuard()
     assert guard.offset_s(5 * S) == 0.0
-    guard.judge(5 * S)
+    guard.judge(5 * S, "a")
     assert guard.offset_s(3 * S) == -2.0
+
+
+def test_one_source_among_several_makes_no_jump_but_a_lone_one_does() -> None:
+    guard = StampGuard(1.0)
+    assert judge(guard, 100, 100) == [GOOD, GOOD]
+    assert {guard.judge(40 * S, "a") for _ in range(50)} == {SUSPECT}
+    assert guard.judge(40 * S, "b") is JUMP
+    lone = StampGuard(1.0)
+    assert [lone.judge(s * S, "a") for s in (100, 40, 40, 40)] == [GOOD, SUSPECT, SUSPECT, JUMP]

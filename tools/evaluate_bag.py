@@ -1,0 +1,53 @@
+"""Metrics and a video of what the node published; see tools/evaluate_bag.py --help."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bevperception.errors import run_program
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The program's options."""
+    parser = argparse.ArgumentParser(
+        description="Evaluate a recording of the node's outputs against the scenes that were played."
+    )
+    parser.add_argument("--bag", required=True, help="recording of the node's output topics")
+    parser.add_argument("--weights", required=True, help="that the node ran")
+    parser.add_argument("--data-root", required=True, help="nuScenes-format data that was played")
+    parser.add_argument("--version", required=True, help="of its tables")
+    parser.add_argument("--split", required=True, help="whose scenes were played")
+    parser.add_argument("--out", required=True, help="folder for metrics.json and the submission")
+    parser.add_argument("--video", help="MP4 file to write as well")
+    parser.add_argument("--fps", type=float, default=2.0, help="pictures a second of the video")
+    parser.add_argument("--score-threshold", type=float, default=0.3, help="of boxes in the video")
+    return parser.parse_args(argv)
+
+
+def main() -> int | None:
+    """Read, evaluate, draw."""
+    options = parse()
+    from bevperception.bags.evaluation import evaluate_recording, pictures_of
+    from bevperception.bags.recording import read_recording
+    from bevperception.checkpoints.weights import read_weights
+    from bevperception.config_io import config_from_dict
+    from bevperception.data.nuscenes import NuScenesReader
+    from bevperception.visualization.video import write_video
+
+    weights = read_weights(options.weights)
+    config = config_from_dict(weights.card.config, str(weights.path))
+    config.data.root, config.data.version = options.data_root, options.version
+    reader = NuScenesReader(config.data)
+    recording = read_recording(Path(options.bag))
+    result = evaluate_recording(recording, config, reader, options.split, Path(options.out))
+    print(result.table())
+    if options.video:
+        pictures = pictures_of(recording, config, reader, options.split, options.score_threshold)
+        count = write_video(options.video, pictures, options.fps)
+        print(f"wrote {count} pictures to {options.video}")
+    return None
+
+
+if __name__ == "__main__":
+    run_program(main)
