@@ -177,8 +177,8 @@ def _lane_graph(writer: _Writer, town: Town) -> Record:
 
 
 def arcline_path(path: Path) -> list[Record]:
-    """A line in the devkit's code of arcs and straights: here straight pieces of some 3 metres."""
-    count = max(1, round(path.length / 3.0))
+    """A line in the devkit's code of arcs and straights: here straight pieces of some 5 metres."""
+    count = max(1, round(path.length / 5.0))
     points = path.at(np.linspace(0.0, path.length, count + 1))
     pieces = []
     for (x0, y0), (x1, y1) in zip(points[:-1].tolist(), points[1:].tolist(), strict=True):

@@ -67,19 +67,17 @@ def paint_ground(
         rng: of the grain.
     """
     low = np.floor(line.min(axis=0) - MARGIN_M)
-    size = np.ceil((line.max(axis=0) + MARGIN_M - low) / texel_m).astype(int)
-    brush = _Brush(np.full((int(size[1]), int(size[0]), 3), GRASS, dtype=np.uint8), low, texel_m)
+    extent = np.ceil((line.max(axis=0) + MARGIN_M - low) / texel_m).astype(int)
+    brush = _Brush(np.full((int(extent[1]), int(extent[0]), 3), GRASS, dtype=np.uint8), low, texel_m)
     _paint_surfaces(brush, town)
     _paint_lines(brush, town)
     image = _grain(brush.image, rng)
     image = _cast_shadows(image, brush, props, weather)
-    image = cv2.transform(image, np.diag(np.clip(weather.ground, 0, 1.2)))
-    levels = [image]
+    levels = [np.asarray(cv2.transform(image, np.diag(np.clip(weather.ground, 0, 1.2))), dtype=np.uint8)]
     for _ in range(LEVELS - 1):
         height, width = levels[-1].shape[:2]
-        levels.append(
-            cv2.resize(levels[-1], (max(1, width // 2), max(1, height // 2)), interpolation=cv2.INTER_AREA)
-        )
+        size = (max(1, width // 2), max(1, height // 2))
+        levels.append(np.asarray(cv2.resize(levels[-1], size, interpolation=cv2.INTER_AREA), dtype=np.uint8))
     return Ground(levels, low, texel_m)
 
 
@@ -90,7 +88,8 @@ class _Brush:
     texel_m: float
 
     def pixels(self, points: Array) -> NDArray[np.int32]:
-        return np.round(((points - self.origin) / self.texel_m - 0.5) * (1 << SHIFT)).astype(np.int32)
+        pixels = (points - self.origin) / self.texel_m - 0.5
+        return np.asarray(np.round(pixels * (1 << SHIFT)), dtype=np.int32)
 
     def inside(self, points: Array) -> bool:
         top = self.origin + np.array(self.image.shape[1::-1]) * self.texel_m
@@ -141,15 +140,17 @@ def _paint_lines(brush: _Brush, town: Town) -> None:
             continue
         for aside in (-0.12, 0.12):
             start, stop = markings.marked_stretch(town, road)
-            s = np.arange(start, stop, 1.0)
-            brush.line(road.centre.beside(s, aside), 0.13, YELLOW)
+            along = np.arange(start, stop, 1.0)
+            brush.line(road.centre.beside(along, aside), 0.13, YELLOW)
         for line in markings.edge_lines(town, road):
             brush.line(line, 0.14, WHITE)
         start, stop = markings.marked_stretch(town, road)
-        for place in range(1, road.lanes):
+        for number in range(1, road.lanes):
             for side in (-1, 1):
-                for s in np.arange(start, stop - 2.5, 6.0).tolist():
-                    dash = road.centre.beside(np.linspace(s, s + 3.0, 4), side * place * road.lane_m)
+                for dash_s in np.arange(start, stop - 2.5, 6.0).tolist():
+                    dash = road.centre.beside(
+                        np.linspace(dash_s, dash_s + 3.0, 4), side * number * road.lane_m
+                    )
                     brush.line(dash, 0.16, WHITE)
     for crossing in crossings(town):
         for stripe in crossing.stripes:
@@ -159,12 +160,9 @@ def _paint_lines(brush: _Brush, town: Town) -> None:
     for road in town.roads:
         for place, yaw in markings.parking_bays(road):
             out, across = np.array([np.cos(yaw), np.sin(yaw)]), np.array([-np.sin(yaw), np.cos(yaw)])
-            for side in (-1.37, 1.37):
-                brush.line(
-                    np.array([place + across * side - out * 2.5, place + across * side + out * 2.5]),
-                    0.12,
-                    WHITE,
-                )
+            for aside in (-1.37, 1.37):
+                middle = place + across * aside
+                brush.line(np.array([middle - out * 2.5, middle + out * 2.5]), 0.12, WHITE)
 
 
 def _grain(image: Picture, rng: np.random.Generator) -> Picture:
@@ -175,7 +173,7 @@ def _grain(image: Picture, rng: np.random.Generator) -> Picture:
     tile = np.clip(fine + coarse + 128.0, 0, 255).astype(np.uint8)
     cover = np.tile(tile, (height // 512 + 1, width // 512 + 1))[:height, :width]
     grain = cv2.merge([cover, cover, cover])
-    return cv2.addWeighted(image, 1.0, grain, 1.0, -128.0)
+    return np.asarray(cv2.addWeighted(image, 1.0, grain, 1.0, -128.0), dtype=np.uint8)
 
 
 def _cast_shadows(image: Picture, brush: _Brush, props: list[Prop], weather: Weather) -> Picture:
@@ -189,6 +187,5 @@ def _cast_shadows(image: Picture, brush: _Brush, props: list[Prop], weather: Wea
     dark = cv2.convertScaleAbs(image, alpha=weather.shadow)
     soft = cv2.blur(mask, (5, 5))
     weight = cv2.merge([soft, soft, soft])
-    return cv2.add(
-        cv2.multiply(dark, weight, scale=1 / 255), cv2.multiply(image, 255 - weight, scale=1 / 255)
-    )
+    shaded, lit = cv2.multiply(dark, weight, scale=1 / 255), cv2.multiply(image, 255 - weight, scale=1 / 255)
+    return np.asarray(cv2.add(shaded, lit), dtype=np.uint8)

@@ -7,6 +7,8 @@ face that they lie on, gives the right picture.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,7 @@ from bevperception.data.world.catalogue import Colour
 Array = NDArray[np.float64]
 Rectangle = tuple[float, float, float, float, float]
 """x from, x to, y from, y to, z."""
+Point = tuple[float, float, float]
 
 CORNERS = 8
 """Faces have at most as many corners; shorter ones repeat their last."""
@@ -74,11 +77,10 @@ class MeshBuilder:
     """Puts a mesh together from solids and marks on them."""
 
     def __init__(self) -> None:
-        self._vertices: list[Array] = []
-        self._faces: list[tuple[int, list[int], Array, Colour, float, bool, bool]] = []
-        self._parts: list[tuple[int, Array]] = []
-        self._solids: list[Array] = []
-        self._count = 0
+        self._vertices: list[Point] = []
+        self._faces: list[tuple[int, list[int], Point, Colour, float, bool, bool]] = []
+        self._parts: list[tuple[int, Point]] = []
+        self._solids: list[list[Point]] = []
 
     def solid(
         self,
@@ -99,15 +101,17 @@ class MeshBuilder:
         Returns:
             the number of the part.
         """
-        corners = []
-        for x0, x1, y0, y1, z in (below, above):
-            corners += [(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)]
-        points = np.array(corners)
+        points = [
+            corner
+            for x0, x1, y0, y1, z in (below, above)
+            for corner in ((x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z))
+        ]
         part = len(self._parts)
-        self._parts.append((layer, points.mean(axis=0)))
+        x, y, z = (sum(values) / len(points) for values in zip(*points, strict=True))
+        self._parts.append((layer, (x, y, z)))
         self._solids.append(points)
         for name, order in _FACES.items():
-            self._add(part, points[list(order)], (colours or {}).get(name, colour))
+            self._add(part, [points[k] for k in order], (colours or {}).get(name, colour))
         return part
 
     def box(
@@ -141,32 +145,31 @@ class MeshBuilder:
             v: from and to, 0 to 1 upwards (to the left on top).
             colour, glow, fine: see :class:`Mesh`.
         """
-        a, b, c, d = self._solids[part][list(_FRAMES[face])]
-        points = [
-            (1 - p) * (1 - q) * a + p * (1 - q) * b + (1 - p) * q * c + p * q * d
-            for p, q in ((u[0], v[0]), (u[1], v[0]), (u[1], v[1]), (u[0], v[1]))
-        ]
+        a, b, c, d = (self._solids[part][corner] for corner in _FRAMES[face])
+        points: list[Point] = []
+        for p, q in ((u[0], v[0]), (u[1], v[0]), (u[1], v[1]), (u[0], v[1])):
+            x, y, z = (
+                (1 - q) * ((1 - p) * a[k] + p * b[k]) + q * ((1 - p) * c[k] + p * d[k]) for k in range(3)
+            )
+            points.append((x, y, z))
         if face in ("back", "left"):
             points.reverse()
-        self._add(part, np.array(points), colour, glow, fine, mark=True)
+        self._add(part, points, colour, glow, fine, mark=True)
 
     def disc(self, part: int, side: int, x: float, z: float, radius: float, y: float, colour: Colour) -> None:
         """Add an upright eight-cornered disc that faces left (side 1) or right (-1), drawn with a part."""
-        angles = (np.arange(CORNERS) + 0.5) * (2 * np.pi / CORNERS) * -side
-        points = np.stack(
-            (x + radius * np.cos(angles), np.full(CORNERS, y), z + radius * np.sin(angles)), axis=-1
-        )
+        step = -2 * math.pi * side / CORNERS
+        points = [
+            (x + radius * math.cos(step * (k + 0.5)), y, z + radius * math.sin(step * (k + 0.5)))
+            for k in range(CORNERS)
+        ]
         self._add(part, points, colour)
 
     def build(self) -> Mesh:
         """The mesh."""
-        count = len(self._faces)
-        corners = np.zeros((count, CORNERS), dtype=np.int64)
-        for row, face in zip(corners, self._faces, strict=True):
-            row[:] = face[1] + [face[1][-1]] * (CORNERS - len(face[1]))
         return Mesh(
-            vertices=np.concatenate(self._vertices),
-            corners=corners,
+            vertices=np.array(self._vertices),
+            corners=np.array([face[1] for face in self._faces]),
             normals=np.array([face[2] for face in self._faces]),
             colours=np.array([face[3][::-1] for face in self._faces], dtype=np.float64),
             glow=np.array([face[4] for face in self._faces]),
@@ -180,17 +183,19 @@ class MeshBuilder:
     def _add(
         self,
         part: int,
-        points: Array,
+        points: Sequence[Point],
         colour: Colour,
         glow: float = 0.0,
         fine: bool = False,
         mark: bool = False,
     ) -> None:
-        numbers = list(range(self._count, self._count + len(points)))
-        self._count += len(points)
-        self._vertices.append(points)
+        start = len(self._vertices)
+        self._vertices += points
+        numbers = [start + min(k, len(points) - 1) for k in range(CORNERS)]
         # The diagonals of a quadrilateral span it even where two of its corners coincide.
-        (ax, ay, az), (bx, by, bz) = (points[2] - points[0]).tolist(), (points[3] - points[1]).tolist()
-        across = np.array([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
-        normal = across / max(float(np.sqrt(across @ across)), 1e-12)
+        ax, ay, az = (points[2][k] - points[0][k] for k in range(3))
+        bx, by, bz = (points[3][k] - points[1][k] for k in range(3))
+        nx, ny, nz = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+        length = max(math.sqrt(nx * nx + ny * ny + nz * nz), 1e-12)
+        normal = (nx / length, ny / length, nz / length)
         self._faces.append((part, numbers, normal, colour, glow, fine, mark))

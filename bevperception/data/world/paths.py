@@ -39,9 +39,12 @@ class Path:
         inside = np.clip(s, 0.0, self.length)
         x = np.interp(inside, self.s, self.points[:, 0])
         y = np.interp(inside, self.s, self.points[:, 1])
+        places = np.stack((x, y), axis=-1)
         beyond = s - inside
-        yaw = self.yaw(inside)
-        return np.stack((x + beyond * np.cos(yaw), y + beyond * np.sin(yaw)), axis=-1)
+        if np.any(beyond):
+            yaw = self.yaw(inside)
+            places += beyond[..., None] * np.stack((np.cos(yaw), np.sin(yaw)), axis=-1)
+        return places
 
     def yaw(self, s: Array | float) -> Array:
         """(...) headings in radians, without jumps, at arc lengths."""
@@ -59,7 +62,7 @@ class Path:
         """(..., 2) places at arc lengths, so many metres to the left of the line."""
         yaw = self.yaw(s)
         normal = np.stack((-np.sin(yaw), np.cos(yaw)), axis=-1)
-        return self.at(s) + normal * np.asarray(left_m, dtype=np.float64)[..., None]
+        return np.asarray(self.at(s) + normal * np.asarray(left_m, dtype=np.float64)[..., None])
 
     def reversed(self) -> Path:
         """The same line from its other end."""

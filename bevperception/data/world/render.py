@@ -122,7 +122,7 @@ class SceneRenderer:
         shine = weather.night * self._solids.glow[faces.face][:, None]
         colour = paint * light * (1 - shine) + np.minimum(paint * 1.6 + 30.0, 255.0) * shine
         keep = np.repeat(np.exp(-faces.distance / weather.haze_m), np.diff(faces.start))[:, None]
-        return np.clip(colour * keep + weather.haze * (1 - keep), 0, 255)
+        return np.asarray(np.clip(colour * keep + weather.haze * (1 - keep), 0, 255))
 
     def _expose(self, image: NDArray[np.uint8], noise_place: tuple[int, int]) -> NDArray[np.uint8]:
         row, column = noise_place
@@ -202,7 +202,7 @@ class _Canvas:
         points = _clip_near(corners)
         if len(points) < 3:
             return np.zeros((0, 2), dtype=np.int32)
-        return np.round(np.clip(self._eye.project(points), -1e6, 1e6) * ONE).astype(np.int32)
+        return np.asarray(np.round(np.clip(self._eye.project(points), -1e6, 1e6) * ONE), dtype=np.int32)
 
     def _cover(
         self,

@@ -236,7 +236,7 @@ def build_town(seed: int, location: str) -> Town:
 
 
 def _nodes(rng: np.random.Generator) -> list[Node]:
-    nodes = []
+    nodes: list[Node] = []
     for row in range(ROWS):
         for column in range(COLUMNS):
             place = np.array([column, row]) * SPACING_M + MARGIN_M + rng.uniform(-14.0, 14.0, 2)

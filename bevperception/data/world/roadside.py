@@ -21,21 +21,25 @@ END_M: Final = 10.5
 """No parking so near to a road's ends."""
 NEAR_M: Final = 55.0
 PARKED_WEIGHTS: Final = {
-    "car": 0.36,
-    "truck": 0.10,
+    "car": 0.50,
+    "truck": 0.07,
     "trailer": 0.05,
     "bus": 0.05,
     "construction_vehicle": 0.05,
-    "motorcycle": 0.07,
-    "work zone": 0.09,
-    "": 0.23,
+    "motorcycle": 0.04,
+    "work zone": 0.05,
+    "": 0.15,
 }
-WANTED: Final = (
-    *("construction_vehicle", "trailer", "bus", "work zone", "motorcycle", "truck") * 2,
-    *("construction_vehicle", "work zone"),
-)
-"""What is placed first, near the ego car's way, so that no scene lacks a class."""
-ON_WALKWAY: Final = (*("bicycle",) * 5, *("barrier",) * 3, *("traffic_cone",) * 3, "motorcycle")
+WANTED: Final = {
+    "construction_vehicle": 60.0,
+    "trailer": 60.0,
+    "bus": 60.0,
+    "truck": 75.0,
+    "work zone": 50.0,
+    "motorcycle": 60.0,
+}
+"""What is placed first: one at every so many metres of the ego car's way, and one more."""
+ON_WALKWAY: Final = {"bicycle": 30.0, "barrier": 40.0, "traffic_cone": 35.0, "motorcycle": 80.0}
 WALKERS, STANDERS, SITTERS = 16, 7, 2
 
 
@@ -69,10 +73,10 @@ def furnish(town: Town, ego: EgoMotion, times: Array, rng: np.random.Generator) 
     line = ego.poses(times[::10])[:, :2]
     sites = _sites(town, line)
     actors: list[Actor] = []
-    for kind in WANTED:
-        _try_near(kind, sites, line, actors, rng)
-    for kind in ON_WALKWAY:
-        _try_on_walkway(kind, sites, line, actors, rng)
+    for kind, anchor in _anchors(WANTED, line, rng):
+        _try_near(kind, anchor, sites, actors, rng)
+    for kind, anchor in _anchors(ON_WALKWAY, line, rng):
+        _try_on_walkway(kind, anchor, sites, actors, rng)
     for site in sites:
         _fill(site, line, actors, rng)
     for road in {id(site.road): site.road for site in sites}.values():
@@ -97,13 +101,36 @@ def _near(point: Array, line: Array) -> float:
     return float(np.linalg.norm(line - point, axis=1).min())
 
 
+def _anchors(spacing: dict[str, float], line: Array, rng: np.random.Generator) -> list[tuple[str, Array]]:
+    """Kinds and the places of the ego car's way near which one of each is wanted, evenly along the way."""
+    along = np.concatenate(([0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))))
+    anchors = []
+    for kind, every in spacing.items():
+        count = 2 + int(along[-1] // every)
+        for part in ((np.arange(count) + rng.uniform(0.0, 1.0, count)) / count).tolist():
+            s = part * along[-1]
+            place = np.array([np.interp(s, along, line[:, 0]), np.interp(s, along, line[:, 1])])
+            anchors.append((kind, place))
+    return [anchors[k] for k in rng.permutation(len(anchors)).tolist()]
+
+
+def _draw_spot(sites: list[_Site], anchor: Array, rng: np.random.Generator) -> tuple[_Site, float] | None:
+    """A place along a road near an anchor, if the drawn road comes near it."""
+    site = sites[int(rng.integers(len(sites)))]
+    away = np.linalg.norm(site.road.centre.points - anchor, axis=1)
+    nearest = int(away.argmin())
+    if away[nearest] > 26.0:
+        return None
+    s = float(site.road.centre.s[nearest]) + float(rng.uniform(-20.0, 20.0))
+    return (site, s) if END_M <= s <= site.road.centre.length - END_M else None
+
+
 def _try_near(
-    kind: str, sites: list[_Site], line: Array, actors: list[Actor], rng: np.random.Generator
+    kind: str, anchor: Array, sites: list[_Site], actors: list[Actor], rng: np.random.Generator
 ) -> None:
     for _ in range(60):
-        site = sites[int(rng.integers(len(sites)))]
-        s = float(rng.uniform(END_M, max(END_M + 1.0, site.road.centre.length - END_M - 15.0)))
-        if _near(site.place(s, 0.0), line) < 24.0 and _park(site, kind, s, actors, rng):
+        spot = _draw_spot(sites, anchor, rng)
+        if spot is not None and _park(spot[0], kind, spot[1], actors, rng):
             return
 
 
@@ -114,7 +141,7 @@ def _fill(site: _Site, line: Array, actors: list[Actor], rng: np.random.Generato
         kind = names[int(rng.choice(len(names), p=weights / weights.sum()))]
         if kind and _near(site.place(s, 0.0), line) < NEAR_M:
             _park(site, kind, s, actors, rng)
-        s += float(rng.uniform(4.0, 7.5))
+        s += float(rng.uniform(3.0, 5.5))
 
 
 def _park(site: _Site, kind: str, s: float, actors: list[Actor], rng: np.random.Generator) -> bool:
@@ -173,20 +200,20 @@ def _work_zone(site: _Site, s: float, actors: list[Actor], rng: np.random.Genera
 
 
 def _try_on_walkway(
-    kind: str, sites: list[_Site], line: Array, actors: list[Actor], rng: np.random.Generator
+    kind: str, anchor: Array, sites: list[_Site], actors: list[Actor], rng: np.random.Generator
 ) -> None:
     for _ in range(60):
-        site = sites[int(rng.integers(len(sites)))]
-        s = float(rng.uniform(END_M, site.road.centre.length - END_M))
+        spot = _draw_spot(sites, anchor, rng)
+        if spot is None:
+            continue
+        site, s = spot
         count = int(rng.integers(2, 5)) if kind in ("barrier", "traffic_cone") else int(rng.integers(1, 3))
         step = {"barrier": 2.9, "traffic_cone": 1.8, "bicycle": 0.95, "motorcycle": 1.3}[kind]
         stop = s + count * step
         drive = site.road.car_park
         if drive is not None and drive[0] == site.side and s - 5.0 < (drive[1] + drive[2]) / 2 < stop + 5.0:
             continue
-        if _near(site.place(s, 0.0), line) > 22.0 or stop > site.road.centre.length - END_M:
-            continue
-        if not _free(site.walkway, s, stop, 1.0):
+        if stop > site.road.centre.length - END_M or not _free(site.walkway, s, stop, 1.0):
             continue
         site.walkway.append((s, stop))
         colour = draw_colour(KINDS[kind].colours, rng)

@@ -185,15 +185,12 @@ def _annotate(
     silhouette: NDArray[np.int64],
     points: NDArray[np.int64],
 ) -> None:
-    """Boxes of what is near, from the first to the last key frame at which a sensor meets it."""
+    """Boxes of what is near and met by the lidar; what is hidden from it has no box, as in nuScenes."""
     cast, frames = scene.stage.cast, scene.config.frames
     times = np.array([scene.frame_time_s(frame) for frame in range(frames)])
     states = np.array([cast.at(time) for time in times])
     ego = scene.stage.ego.poses(times)
     near = np.linalg.norm(states[..., :2] - ego[:, None, :2], axis=-1) < ANNOTATED_M
-    met = near & ((points > 0) | (visible > 0))
-    after_first = np.maximum.accumulate(met, axis=0)
-    before_last = np.maximum.accumulate(met[::-1], axis=0)[::-1]
     levels = [
         [
             visibility_level(v, s)
@@ -201,4 +198,4 @@ def _annotate(
         ]
         for frame in range(frames)
     ]
-    tables.add_annotations(cast, states, levels, points, after_first & before_last)
+    tables.add_annotations(cast, states, levels, points, near & (points > 0))

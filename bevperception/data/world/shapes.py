@@ -158,10 +158,10 @@ def _trailer(size: Size, colour: Colour, rng: np.random.Generator) -> Mesh:
         builder.box((a - 2.6, a - 2.4), tuple(sorted((side * 0.7, side * 0.9))), (0.0, 0.8), DARK)  # type: ignore[arg-type]
     bed = builder.box((-a, a), (-b, b), (1.05, height), colour, layer=1)
     for start in np.linspace(0.02, 0.9, 7).tolist():
-        for side in ("left", "right"):
-            builder.mark(bed, side, (start, start + 0.02), (0.02, 0.98), shade(colour, 0.72))
-    for side in ("left", "right"):
-        builder.mark(bed, side, (0.0, 1.0), (0.0, 0.05), (190, 40, 36))
+        for face in ("left", "right"):
+            builder.mark(bed, face, (start, start + 0.02), (0.02, 0.98), shade(colour, 0.72))
+    for face in ("left", "right"):
+        builder.mark(bed, face, (0.0, 1.0), (0.0, 0.05), (190, 40, 36))
     builder.mark(bed, "back", (0.04, 0.49), (0.06, 0.97), shade(colour, 0.78), fine=False)
     builder.mark(bed, "back", (0.51, 0.96), (0.06, 0.97), shade(colour, 0.78), fine=False)
     for u in ((0.0, 0.16), (0.84, 1.0)):
@@ -183,8 +183,8 @@ def _construction_vehicle(size: Size, colour: Colour, rng: np.random.Generator) 
         )
     deck = builder.box((-a, 0.2 * length), (-b + 0.2, b - 0.2), (0.85, 1.75), colour, layer=1)
     builder.mark(deck, "back", (0.1, 0.9), (0.2, 0.8), DARK, fine=False)
-    for side in ("left", "right"):
-        builder.mark(deck, side, (0.05, 0.35), (0.3, 0.8), shade(colour, 0.6))
+    for face in ("left", "right"):
+        builder.mark(deck, face, (0.05, 0.35), (0.3, 0.8), shade(colour, 0.6))
     cab = builder.solid(
         (-0.12 * length, 0.16 * length, 0.02, b - 0.22, 1.75),
         (-0.1 * length, 0.13 * length, 0.08, b - 0.26, height),

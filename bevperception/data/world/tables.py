@@ -228,7 +228,7 @@ class SceneTables:
         cast: Cast,
         states: Array,
         visibility: list[list[str]],
-        lidar_points: Array,
+        lidar_points: NDArray[np.int64],
         present: NDArray[np.bool_],
     ) -> None:
         """Add the boxes of all actors.
@@ -238,7 +238,7 @@ class SceneTables:
             states: (frames, actors, 4) at the key frames.
             visibility: token by frame and actor.
             lidar_points: (frames, actors).
-            present: (frames, actors) where there is an annotation; every actor without a gap.
+            present: (frames, actors) where there is an annotation.
         """
         for number, actor in enumerate(cast.actors):
             frames = np.flatnonzero(present[:, number]).tolist()

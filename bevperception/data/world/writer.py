@@ -26,8 +26,7 @@ import cv2
 from tqdm import tqdm
 
 from bevperception.data.world.expansion import map_expansion, map_image
-from bevperception.data.world.roads import build_town
-from bevperception.data.world.scene import write_scene
+from bevperception.data.world.scene import furnished_town, write_scene
 from bevperception.data.world.settings import LOCATIONS, WorldConfig
 from bevperception.data.world.tables import SCENE_TABLES, TABLES, Tables, map_filename, shared_tables
 from bevperception.errors import ConfigError, DataError
@@ -207,7 +206,7 @@ def _write_common_files(config: WorldConfig, partial: Path) -> None:
             tables[table] += rows[table]
     tables |= shared_tables(config, tables["log"])
     for location in LOCATIONS[: config.scenes]:
-        town = build_town(config.seed, location)
+        town, _ = furnished_town(config.seed, location)
         _write_json(partial / "maps" / "expansion" / f"{location}.json", map_expansion(town, config.seed))
         done, picture = cv2.imencode(".png", map_image(town), [cv2.IMWRITE_PNG_COMPRESSION, 1])
         if not done:
