@@ -39,8 +39,9 @@ WANTED: Final = {
     "motorcycle": 60.0,
 }
 """What is placed first: one at every so many metres of the ego car's way, and one more."""
+NEEDED_M: Final = {"trailer": 12.0, "bus": 11.0, "work zone": 10.0}
 ON_WALKWAY: Final = {"bicycle": 30.0, "barrier": 40.0, "traffic_cone": 35.0, "motorcycle": 80.0}
-WALKERS, STANDERS, SITTERS = 16, 7, 2
+WALKERS, STANDERS, SITTERS = 20, 8, 2
 
 
 @dataclass
@@ -111,7 +112,8 @@ def _anchors(spacing: dict[str, float], line: Array, rng: np.random.Generator) -
             s = part * along[-1]
             place = np.array([np.interp(s, along, line[:, 0]), np.interp(s, along, line[:, 1])])
             anchors.append((kind, place))
-    return [anchors[k] for k in rng.permutation(len(anchors)).tolist()]
+    shuffled = [anchors[k] for k in rng.permutation(len(anchors)).tolist()]
+    return sorted(shuffled, key=lambda anchor: -NEEDED_M.get(anchor[0], 0.0))  # long ones find room first
 
 
 def _draw_spot(sites: list[_Site], anchor: Array, rng: np.random.Generator) -> tuple[_Site, float] | None:

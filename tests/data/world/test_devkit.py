@@ -119,7 +119,9 @@ def test_velocities_are_differences_of_positions(nusc: NuScenes) -> None:
             continue
         times = [nusc.get("sample", r["sample_token"])["timestamp"] * 1e-6 for r in (first, last)]
         apart = np.subtract(last["translation"], first["translation"])
-        np.testing.assert_allclose(nusc.box_velocity(record["token"]), apart / (times[1] - times[0]), atol=1e-6)
+        np.testing.assert_allclose(
+            nusc.box_velocity(record["token"]), apart / (times[1] - times[0]), atol=1e-6
+        )
         attributes = [nusc.get("attribute", token)["name"] for token in record["attribute_tokens"]]
         speed = float(np.linalg.norm(apart)) / (times[1] - times[0])
         if "vehicle.moving" in attributes and record["prev"] and record["next"]:
@@ -192,4 +194,7 @@ def test_rotations_are_unit_quaternions(nusc: NuScenes) -> None:
 
 def test_config_is_the_one_asked_for(world: Path) -> None:
     record = json.loads((world / "world.json").read_text())
-    assert WorldConfig(**{**{k: v for k, v in record.items() if k != "format"}, "image_size": (225, 400)}) == SMALL
+    assert (
+        WorldConfig(**{**{k: v for k, v in record.items() if k != "format"}, "image_size": (225, 400)})
+        == SMALL
+    )
