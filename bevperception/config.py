@@ -381,6 +381,8 @@ class DataConfig:
             width and cropped at the top or padded at the bottom.
         bev_frame: 'ego' (x forward, y left), or 'lidar' (x right, y forward) for published weights.
         history: earlier key frames in a training queue.
+        future: later key frames in it, for a model that fuses them.
+        history_stride: key frames from one frame of the queue to the next; see also temporal.interval_s.
         history_sampling: 'consecutive' takes the key frames just before the current one; 'drop_one' takes
             one more and leaves a random one out, as the published v1 training does.
         workers: loader processes; 0 loads in the training process.
@@ -390,7 +392,8 @@ class DataConfig:
         channel_order: order of the network's input channels; 'bgr' for published caffe-style weights
             (image_mean and image_std are given as RGB all the same).
         image_transform: 'fast' decodes at reduced scale where it can, resizes, then normalises;
-            'published' normalises at full size, then resizes and pads at the bottom and the right.
+            'published' normalises at full size, then resizes and pads at the bottom and the right;
+            'published_v2' cuts off the top, resizes bicubically, then normalises.
         min_points: annotations with fewer lidar plus radar points are no ground truth; 0 keeps all.
         can_bus: 'exact' takes the CAN-bus messages, or their equivalent from ego poses where a scene has
             none; 'published' repeats what the published v1 weights were trained with: zeros where there
@@ -406,13 +409,15 @@ class DataConfig:
     image_size: tuple[int, int] = (448, 800)
     bev_frame: Literal["ego", "lidar"] = "ego"
     history: int = 0
+    future: int = 0
+    history_stride: int = 1
     history_sampling: Literal["consecutive", "drop_one"] = "consecutive"
     workers: int = 2
     bad_samples: Literal["stop", "skip"] = "stop"
     image_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     image_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     channel_order: Literal["rgb", "bgr"] = "rgb"
-    image_transform: Literal["fast", "published"] = "fast"
+    image_transform: Literal["fast", "published", "published_v2"] = "fast"
     min_points: int = 1
     can_bus: Literal["exact", "published"] = "exact"
     divider_width_m: float = 1.0
@@ -426,6 +431,8 @@ class AugmentationConfig:
         resize: range of extra image scale around the one that fits the input.
         crop: random crop offset as a fraction of the slack left by the resize.
         image_flip: probability of mirroring all images of a frame.
+        grid_mask: probability of blotting the squares of a grid out of a frame's images (GridMask); the
+            queue's other frames stay whole.
         colour: strength of brightness, contrast and saturation jitter (0 for none).
         bev_rotation_deg: the BEV frame is turned by up to this much either way, degrees.
         bev_scale: range of the BEV frame's scale.
@@ -436,6 +443,7 @@ class AugmentationConfig:
     resize: tuple[float, float] = (1.0, 1.0)
     crop: float = 0.0
     image_flip: float = 0.0
+    grid_mask: float = 0.0
     colour: float = 0.0
     bev_rotation_deg: float = 0.0
     bev_scale: tuple[float, float] = (1.0, 1.0)
@@ -464,6 +472,8 @@ class TrainingConfig:
         nodes: machines.
         strategy: Lightning strategy; auto, ddp, ...
         accelerator: auto, cpu or gpu.
+        perspective_steps: so many first steps train the perspective head alone, with its backbone and neck
+            (two-stage schedule).
         initial_weights: weights.safetensors or checkpoint of the whole model to start from.
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep_checkpoints: so many newest checkpoints stay on disk; 0 keeps all.
@@ -488,6 +498,7 @@ class TrainingConfig:
     nodes: int = 1
     strategy: str = "auto"
     accelerator: str = "auto"
+    perspective_steps: int = 0
     initial_weights: str | None = None
     checkpoint_every: int = 500
     keep_checkpoints: int = 3
@@ -507,7 +518,14 @@ class TrainingConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup_steps", "validate_every", "keep_checkpoints", "seed", "gradient_clip"):
+        for name in (
+            "perspective_steps",
+            "warmup_steps",
+            "validate_every",
+            "keep_checkpoints",
+            "seed",
+            "gradient_clip",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"training.{name} must not be negative, got {getattr(self, name)}")
         if not 0.0 <= self.ema_decay < 1.0:
@@ -522,3 +540,7 @@ class ExperimentConfig:
     data: DataConfig = field(default_factory=DataConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        if self.training.perspective_steps and not self.model.perspective.enabled:
+            raise ConfigError("training.perspective_steps needs model.perspective.enabled")

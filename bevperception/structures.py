@@ -268,7 +268,7 @@ class Batch(_Movable):
     """A training or evaluation batch: a queue of frames and the ground truth of the newest.
 
     Attributes:
-        history: earlier frames, oldest first; empty for single-frame training.
+        history: other frames in order of time, mostly earlier ones; empty for single-frame training.
         history_valid: (B, len(history)) bool, False where the sample has no such earlier frame (its
             entry in ``history`` is then a placeholder and must start no memory).
         frames: the current frame.

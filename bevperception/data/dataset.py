@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from bevperception.config import AugmentationConfig, DataConfig, ExperimentConfig, SegmentationConfig
 from bevperception.data.can_bus import CanBusReader
+from bevperception.data.grid_mask import random_grid_mask
 from bevperception.data.image_input import ImageInput
 from bevperception.data.images import read_image
 from bevperception.data.map_labels import SegmentationLabels
@@ -22,6 +23,8 @@ from bevperception.errors import ConfigError, DataError, SampleError
 from bevperception.geometry import transform_boxes
 from bevperception.structures import BadSample, Batch, Boxes3D, CameraFrames, Targets, concatenate_frames
 from bevperception.taxonomy import ATTRIBUTES, DETECTION_CLASSES
+
+_GRID_MASK = 1
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         augmentation: training-time augmentation; None for none.
         segmentation: what BEV segmentation labels to draw; None for none.
         can_bus: add the CAN-bus vector to the frames.
-        history: earlier key frames in a queue; None takes ``data.history``.
+        history: earlier key frames in a queue, without later ones; None takes ``data.history`` and
+            ``data.future``.
         seed: of all random choices.
 
     Attributes:
@@ -78,6 +82,7 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         self.data = data
         self.augmentation = augmentation
         self.history = data.history if history is None else history
+        self.future = data.future if history is None else 0
         self.seed = seed
         self.scenes = reader.scenes(split) if isinstance(split, str) else list(split)
         self.tokens = [token for scene in self.scenes for token in scene.sample_tokens]
@@ -124,11 +129,16 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
             choice = AugmentationDraw.random(self.augmentation, len(self.data.cameras), rng)
         sample = self.reader.sample(token)
         current = self._frames(sample, choice)
-        earlier = self._earlier(token, rng)
-        history = [current if t is None else self._frames(self.reader.sample(t), choice) for t in earlier]
+        others = [*self._earlier(token, rng), *self._later(token)]
+        history = [current if t is None else self._frames(self.reader.sample(t), choice) for t in others]
+        if self.augmentation is not None and self.augmentation.grid_mask > 0:
+            # A source of its own: the other draws stay what they are without it.
+            own = np.random.default_rng((self.seed, draw, index, _GRID_MASK))
+            mask = random_grid_mask(self.data.image_size, self.augmentation.grid_mask, own)
+            current = current if mask is None else replace(current, images=current.images * mask)
         return Batch(
             history=history,
-            history_valid=torch.tensor([[t is not None for t in earlier]], dtype=torch.bool),
+            history_valid=torch.tensor([[t is not None for t in others]], dtype=torch.bool),
             frames=current,
             targets=self._targets(sample, choice),
             tokens=[token],
@@ -140,13 +150,21 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         if self.history == 0:
             return []
         drop = self.data.history_sampling == "drop_one"
-        wanted = self.history + int(drop)
-        found: list[str | None] = list(self.reader.previous(token, wanted))
+        wanted, stride = self.history + int(drop), self.data.history_stride
+        found: list[str | None] = list(self.reader.previous(token, wanted * stride)[stride - 1 :: stride])
         found += [None] * (wanted - len(found))
         if drop:
             del found[int(rng.integers(wanted))]
         # Missing frames are always the oldest, so that a memory starts once and is not torn.
         return found[::-1]
+
+    def _later(self, token: str) -> list[str | None]:
+        """Tokens of the queue's later frames in order of time; None where the scene has none."""
+        if self.future == 0:
+            return []
+        stride = self.data.history_stride
+        found = self.reader.following(token, self.future * stride)[stride - 1 :: stride]
+        return [*found, *[None] * (self.future - len(found))]
 
     def _frames(self, sample: SampleRecord, choice: AugmentationDraw) -> CameraFrames:
         width, height = self._images.size

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bevperception.config import DataConfig
 from bevperception.data.images import reduction_for
+from bevperception.data.published_v2 import cut_and_resize, plan_v2
 from bevperception.data.transforms import Colour, ImageDraw, ImageFit
 from bevperception.errors import ConfigError
 
@@ -26,6 +27,7 @@ class ImageInput:
 
     def __init__(self, config: DataConfig) -> None:
         self._published = config.image_transform == "published"
+        self._published_v2 = config.image_transform == "published_v2"
         self._to_rgb = config.channel_order == "rgb"
         order = 1 if self._to_rgb else -1
         self._mean = torch.tensor(config.image_mean[::order], dtype=torch.float32)[:, None, None]
@@ -44,6 +46,8 @@ class ImageInput:
         Raises:
             ConfigError: if the published transform cannot give the configured size, or is to be augmented.
         """
+        if self._published_v2:
+            return plan_v2(source, self.size, draw or ImageDraw(crop_left=0.0, crop_top=0.0))
         if not self._published:
             return ImageFit.plan(source, self.size, draw or ImageDraw())
         if draw not in (None, ImageDraw()):
@@ -55,7 +59,7 @@ class ImageInput:
 
     def reduction(self, fit: ImageFit) -> int:
         """1, 2, 4 or 8: the fraction of its size that the image may be decoded at for this fit."""
-        return 1 if self._published else reduction_for(fit.source, fit.resized)
+        return 1 if self._published or self._published_v2 else reduction_for(fit.source, fit.resized)
 
     def write(
         self, image: NDArray[np.uint8], fit: ImageFit, out: Tensor, colour: Colour | None = None
@@ -78,7 +82,10 @@ class ImageInput:
             )
             out.copy_(torch.from_numpy(padded).permute(2, 0, 1))
             return
-        resized = jitter.apply(fit.resize(image))
+        if self._published_v2:
+            resized = cut_and_resize(jitter.apply(image), fit.cut_top, fit.resized)
+        else:
+            resized = jitter.apply(fit.resize(image))
         if self._to_rgb:
             resized = np.asarray(cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), dtype=np.uint8)
         planes = torch.from_numpy(resized).permute(2, 0, 1)

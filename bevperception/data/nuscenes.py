@@ -266,11 +266,18 @@ class NuScenesReader:
 
     def previous(self, token: str, count: int) -> list[str]:
         """Tokens of up to ``count`` key frames of the same scene before a sample, nearest first."""
+        return self._linked(token, count, "prev")
+
+    def following(self, token: str, count: int) -> list[str]:
+        """Tokens of up to ``count`` key frames of the same scene after a sample, nearest first."""
+        return self._linked(token, count, "next")
+
+    def _linked(self, token: str, count: int, link: str) -> list[str]:
         found: list[str] = []
-        earlier = self._get("sample", token, token)["prev"]
-        while earlier and len(found) < count:
-            found.append(earlier)
-            earlier = self._get("sample", earlier, token)["prev"]
+        other = self._get("sample", token, token)[link]
+        while other and len(found) < count:
+            found.append(other)
+            other = self._get("sample", other, token)[link]
         return found
 
     def location(self, scene_token: str) -> str:

@@ -158,6 +158,7 @@ class ImageFit:
         target: (width, height) of the input.
         left, top: pixels cut off the resized image; negative where padding is put instead.
         flip: mirror left and right at the end.
+        cut_top: rows cut off the image file before the resize.
     """
 
     source: tuple[int, int]
@@ -166,6 +167,7 @@ class ImageFit:
     left: int
     top: int
     flip: bool
+    cut_top: int = 0
 
     @classmethod
     def plan(cls, source: tuple[int, int], target: tuple[int, int], draw: ImageDraw) -> ImageFit:
@@ -186,8 +188,8 @@ class ImageFit:
         """(4, 4) float64 homogeneous pixels of the image file to those of the input."""
         matrix = torch.eye(4, dtype=torch.float64)
         matrix[0, 0] = self.resized[0] / self.source[0]
-        matrix[1, 1] = self.resized[1] / self.source[1]
-        matrix[0, 2], matrix[1, 2] = -self.left, -self.top
+        matrix[1, 1] = self.resized[1] / (self.source[1] - self.cut_top)
+        matrix[0, 2], matrix[1, 2] = -self.left, -self.top - self.cut_top * matrix[1, 1]
         if self.flip:
             mirror = torch.eye(4, dtype=torch.float64)
             mirror[0, 0], mirror[0, 2] = -1.0, self.target[0]

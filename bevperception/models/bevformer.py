@@ -82,13 +82,13 @@ class BEVFormer(nn.Module):
             outputs, and the memory for the next frame. The memory carries gradients; detach it
             (``memory.detach()``) to train through the current frame only.
         """
+        if self.config.perspective.alone:
+            outputs = self.see(frames)
+            return outputs, self.remember(outputs.bev, frames, memory)
         features = self.image_features(frames)
         perspective = None
         if self.perspective is not None and (self.training or self.needs_perspective):
             perspective = self.perspective(features, frames)
-        if self.config.perspective.alone:
-            bev = features[0].new_zeros(frames.batch_size, self.config.bev.channels, *self.grid_shape)
-            return ModelOutputs(bev, None, None, perspective), self.remember(bev, frames, memory)
         alone = self.encode(features, frames, memory)
         bev = self.fuse(alone, frames, memory)
         detection = None
@@ -97,6 +97,17 @@ class BEVFormer(nn.Module):
         segmentation = None if self.segmentation is None else self.segmentation(bev)
         outputs = ModelOutputs(bev, detection, segmentation, perspective)
         return outputs, self.remember(alone, frames, memory)
+
+    def see(self, frames: CameraFrames) -> ModelOutputs:
+        """The perspective head's predictions alone; nothing is done in the BEV, whose features are zeros.
+
+        Args:
+            frames: images and calibration.
+        """
+        assert self.perspective is not None, "a model without perspective.enabled"
+        features = self.image_features(frames)
+        bev = features[0].new_zeros(frames.batch_size, self.config.bev.channels, *self.grid_shape)
+        return ModelOutputs(bev, None, None, self.perspective(features, frames))
 
     @property
     def grid_shape(self) -> tuple[int, int]:

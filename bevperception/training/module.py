@@ -49,6 +49,9 @@ class TrainableModel(Protocol):
     ) -> BEVMemory:
         """The memory that the next frame needs; samples outside ``valid`` have not seen this frame."""
 
+    def see(self, frames: CameraFrames) -> ModelOutputs:
+        """The perspective head's predictions alone; asked for by ``training.perspective_steps``."""
+
     def losses(self, outputs: ModelOutputs, targets: Targets, reduce_mean: ReduceMean) -> dict[str, Tensor]:
         """Weighted losses by name."""
 
@@ -144,8 +147,10 @@ class TrainingModule(pl.LightningModule):
             NonFiniteLossError: in every process, when it is NaN or infinite in any.
         """
         model: Any = self.model
-        memory = recall(model, batch, self.config.model.temporal)
-        outputs, _ = model(batch.frames, memory)
+        if self.global_step < self.config.training.perspective_steps:
+            outputs = model.see(batch.frames)
+        else:
+            outputs, _ = model(batch.frames, recall(model, batch, self.config.model.temporal))
         assert batch.targets is not None
         with torch.autocast(self.device.type, enabled=False):
             losses = model.losses(in_single_precision(outputs), batch.targets, mean_over_processes)

@@ -17,9 +17,6 @@ for _module in pkgutil.iter_modules(adapters.__path__):
     importlib.import_module(f"{adapters.__name__}.{_module.name}")
 
 NOT_YET_SUPPORTED = {
-    "data_v2": "BEVFormer v2",
-    "data_ida": "BEVFormer v2",
-    "data_bda": "BEVFormer v2",
     "dcnv2": "deformable convolution v2",
 }
 """Kinds that a later version will support, and what they belong to."""

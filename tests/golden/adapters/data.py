@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
+import numpy as np
 import torch
 
 from bevperception.can_bus import relative_can_bus
@@ -17,7 +21,11 @@ from bevperception.data.conventions import (
 )
 from bevperception.data.image_input import published_image
 from bevperception.data.nuscenes import CameraRecord, projection_matrix
-from bevperception.geometry import invert_rigid, pose_matrix
+from bevperception.data.published_v2 import cut_and_resize, plan_v2
+from bevperception.data.transforms import BEVDraw, ImageDraw
+from bevperception.geometry import invert_rigid, pose_matrix, transform_boxes
+from bevperception.models.bev.memory import seen_from
+from bevperception.structures import CameraFrames
 from tests.golden.case import Case, adapter
 
 
@@ -91,3 +99,79 @@ def run_data_nusc(case: Case) -> None:
     case.check("out.nusc_quat_wxyz", yaw_quaternion(boxes[:, 6]))
     case.check("out.nusc_velocity", torch.nn.functional.pad(boxes[:, 7:9], (0, 1)))
     case.check("out.nusc_corners", devkit_corners(boxes))
+
+
+# nuScenes' LIDAR_TOP on the vehicle that the cases' projections come from.
+LIDAR_TO_EGO = pose_matrix(
+    torch.tensor([0.943713, 0.0, 1.84023], dtype=torch.float64),
+    torch.tensor(
+        [0.7077955119163518, -0.006492242056004365, 0.010646214713995808, -0.7063073142877817],
+        dtype=torch.float64,
+    ),
+)
+
+
+# The published matrices are float32: compared as such.
+@adapter("data_v2", dtypes=(torch.float32,))
+def run_data_v2(case: Case) -> None:
+    translations, quaternions = (torch.from_numpy(case.arrays[f"in.{k}"].copy()) for k in ("trans", "quats"))
+    current = int(case.arrays["in.cur"])
+    lidar_to_global = pose_matrix(translations, quaternions) @ LIDAR_TO_EGO
+    adjacent_to_current = torch.linalg.solve(lidar_to_global[current], lidar_to_global)
+    case.check("out.lidaradj2lidarcurr", adjacent_to_current)
+    # All frames have the current one's calibration.
+    calibration = torch.from_numpy(case.arrays["out.lidar2img"].copy())[current]
+    count = len(translations)
+    frames = CameraFrames(
+        torch.empty(count, len(calibration), 3, 1, 1),
+        calibration.expand(count, -1, -1, -1),
+        lidar_to_global,
+        torch.zeros(count).double(),
+    )
+    seen = seen_from(frames, lidar_to_global[current].expand(count, -1, -1))
+    case.check("out.lidar2img", seen.bev_to_image)
+
+
+@adapter("data_ida", dtypes=(torch.float64,))
+def run_data_ida(case: Case) -> None:
+    images = case.arrays["in.imgs"]
+    left, top, right, bottom = case.arrays["in.crop"].tolist()
+    assert (left, right, bottom) == (0, images.shape[2], images.shape[1])
+    source = (images.shape[2], images.shape[1])
+    scale = int(case.arrays["in.resize_h"]) / (bottom - top)
+    # The published size is nominal: a target of the crop's own size and the scale as augmentation.
+    draw = ImageDraw(resize=scale, crop_left=0.0, crop_top=0.0, flip=bool(case.arrays["in.flip"]))
+    fit = plan_v2(source, (right - left, bottom - top), draw)
+    pixels = np.stack([cut_and_resize(image, fit.cut_top, fit.resized) for image in images])
+    if draw.flip:
+        pixels = pixels[:, :, ::-1]
+    case.check("out.img", torch.from_numpy(pixels.astype(np.float64)))
+    # The published matrix holds the nominal scale and knows nothing of the flip.
+    own = replace(fit, flip=False).matrix()
+    for axis, (after, before) in enumerate(zip(fit.resized, (right, bottom - top), strict=True)):
+        assert abs(float(own[axis, axis]) - scale) <= 1.0 / before, (after, before)
+    nominal = torch.diag(torch.tensor([scale, scale, 1.0, 1.0], dtype=torch.float64))
+    nominal[1, 2] = -scale * fit.cut_top
+    camera_to_image = nominal @ case.array("in.cam2img")
+    case.check("out.cam2img", camera_to_image)
+    case.check("out.lidar2img", camera_to_image @ case.array("in.lidar2cam"))
+
+
+# mmdet3d's boxes and the published matrix are float32.
+@adapter("data_bda", dtypes=(torch.float32,))
+def run_data_bda(case: Case) -> None:
+    rng = np.random.RandomState(int(case.arrays["in.np_seed"]))
+    rotation, scale = np.deg2rad(rng.uniform(-22.5, 22.5)), rng.uniform(0.95, 1.05)
+    flips = [bool(rng.uniform() < float(case.arrays[f"in.flip_d{axis}_ratio"])) for axis in "xy"]
+    case.check("out.rot_angle", torch.tensor(rotation))
+    case.check("out.scale", torch.tensor(scale))
+    case.check("out.flip", torch.tensor(flips))
+    bev_to_augmented = BEVDraw(float(rotation), float(scale), *flips).matrix()
+    case.check("out.bda_mat", torch.linalg.inv(bev_to_augmented[:3, :3]))
+    boxes = boxes_from_published(torch.from_numpy(case.arrays["in.boxes"].copy()))
+    case.check("out.boxes_bottom_before", published_bottom_boxes(boxes))
+    augmented = published_bottom_boxes(transform_boxes(boxes, bev_to_augmented))
+    # Yaws are compared as directions: whole turns mean nothing.
+    turns = torch.from_numpy(case.arrays["out.boxes_after"].copy())[:, 6] - augmented[:, 6]
+    augmented[:, 6] += 2 * math.pi * (turns / (2 * math.pi)).round()
+    case.check("out.boxes_after", augmented)
