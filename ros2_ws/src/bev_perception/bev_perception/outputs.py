@@ -95,12 +95,12 @@ class Outputs:
         ready: list[tuple[Any, Any]] = []
         if _heard(self._objects):
             ready.append((self._objects, messages.object_cloud(header, conversions.object_rows(boxes))))
-        if _heard(self._markers) or _heard(self._detections):
+        if _heard(self._detections):
             found = conversions.detections(boxes)
-            if _heard(self._markers):
-                ready.append((self._markers, messages.markers(header, found)))
-            if _heard(self._detections):
-                ready.append((self._detections, messages.detection_array(header, found)))
+            ready.append((self._detections, messages.detection_array(header, found)))
+        shown = conversions.select(boxes, settings.marker_threshold)
+        if _heard(self._markers):
+            ready.append((self._markers, messages.markers(header, conversions.detections(shown))))
         if seen.segmentation is not None and self._head is not None:
             for index, (name, publisher) in enumerate(self._grids.items()):
                 assert name == self._head.classes[index]
@@ -108,7 +108,7 @@ class Outputs:
                     grid = conversions.occupancy(seen.segmentation[index], self._head.grid, seen.bev_to_ego)
                     ready.append((publisher, messages.occupancy_grid(header, grid)))
         if _heard(self._picture):
-            pixels = conversions.bev_picture(seen, boxes, self._head, settings.bev_image_size)
+            pixels = conversions.bev_picture(seen, shown, self._head, settings.bev_image_size)
             ready.append((self._picture, messages.rgb_image(header, pixels)))
         return ready
 

@@ -1,0 +1,1 @@
+"""Launch files, parameters and layouts of bev_perception; no code."""
