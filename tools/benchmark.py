@@ -12,6 +12,7 @@ from bevperception.errors import ConfigError, run_program
 
 SUBCOMMANDS = {
     "ops": ("bevperception.benchmarks.ops", "the native operators against the reference and PyPI peers"),
+    "data": ("bevperception.benchmarks.data", "samples a second, and the wait for them in training"),
     "streaming": ("bevperception.benchmarks.streaming", "time per frame by length of history"),
     "model": ("bevperception.benchmarks.model", "parameters, time per stage and peak memory of a model"),
 }
