@@ -99,7 +99,7 @@ def recompute(model: BEVFormer, history: Sequence[CameraFrames], frames: CameraF
     for earlier in history:
         bev = model.encode(model.image_features(earlier), earlier, None)
         memory = model.remember(bev, earlier, memory)
-    outputs, _ = model(frames, memory)
+    outputs: ModelOutputs = model(frames, memory)[0]
     return outputs
 
 
@@ -167,9 +167,10 @@ def measure(
 def format_costs(costs: Sequence[StreamingCost]) -> str:
     """A table: a row a length of history, ratios to the first row's."""
     first = costs[0]
-    lines = [
-        f"  {'history':>7}{'streaming, ms':>16}{'ratio':>8}{'recomputing, ms':>18}{'ratio':>8}{'difference':>13}"
-    ]
+    headings = [("history", 9), ("streaming, ms", 16), ("ratio", 8)]
+    if first.recomputing_s is not None:
+        headings += [("recomputing, ms", 18), ("ratio", 8), ("difference", 13)]
+    lines = ["".join(f"{name:>{width}}" for name, width in headings)]
     for cost in costs:
         line = f"  {cost.past:>7}{1e3 * cost.streaming_s:>16.1f}{cost.streaming_s / first.streaming_s:>8.2f}"
         if cost.recomputing_s is not None and first.recomputing_s is not None:

@@ -25,9 +25,8 @@ from tests.models.test_bevformer_v2 import v2_config
 def experiment() -> ExperimentConfig:
     config = v2_config(threshold=0.0)
     config.temporal.inner_channels = 32
-    return ExperimentConfig(
-        model=config, data=DataConfig(image_size=(64, 96), cameras=("CAM_FRONT", "CAM_BACK"))
-    )
+    data = DataConfig(image_size=(64, 96), cameras=("CAM_FRONT", "CAM_BACK"))
+    return ExperimentConfig(model=config, data=data)
 
 
 def test_streaming_equals_recomputing_for_twenty_frames() -> None:
