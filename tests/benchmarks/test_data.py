@@ -44,7 +44,8 @@ def test_reading_and_waiting_are_told_apart(config: ExperimentConfig, workers: i
 
 
 def test_bad_arguments() -> None:
+    config = ["--config", str(Path(__file__).parents[2] / "configs" / "world_micro.yaml")]
     with pytest.raises(ConfigError, match="numbers such as 0,2, got 'two'"):
-        benchmark.main(["--workers", "two"])
+        benchmark.main([*config, "--workers", "two"])
     with pytest.raises(ConfigError, match="at least 1"):
-        benchmark.main(["--steps", "0"])
+        benchmark.main([*config, "--steps", "0"])
