@@ -88,6 +88,12 @@ class Cast:
         return np.asarray(self._states[step] * (1 - part) + self._states[step + 1] * part)
 
 
+def actor_bounds(size_m: tuple[float, float, float]) -> Array:
+    """(6,) x, y, z from and to of an actor's box in its own frame."""
+    length, width, height = size_m
+    return np.array([-length / 2, length / 2, -width / 2, width / 2, 0.0, height])
+
+
 def state_times(duration_s: float) -> Array:
     """(n,) times of states of a scene that lasts ``duration_s`` from first to last key frame."""
     count = int(np.ceil((duration_s + 2 * LEAD_S) / STATE_STEP_S)) + 2

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bevperception.data.world.backdrop import SHADOW_M, Backdrop
 from bevperception.data.world.camera import NEAR_M, Camera
-from bevperception.data.world.cast import Cast
+from bevperception.data.world.cast import Cast, actor_bounds
 from bevperception.data.world.ground import Ground
 from bevperception.data.world.rig import CAMERAS
 from bevperception.data.world.scenery import Prop
@@ -129,12 +129,6 @@ class SceneRenderer:
         noise = self._noise[row : row + image.shape[0], column : column + image.shape[1]]
         soft = cv2.GaussianBlur(image, (3, 3), 0.55)
         return np.asarray(cv2.addWeighted(soft, 1.0, noise, 1.0, -128.0))
-
-
-def actor_bounds(size_m: tuple[float, float, float]) -> Array:
-    """(6,) x, y, z from and to of an actor's box in its own frame."""
-    length, width, height = size_m
-    return np.array([-length / 2, length / 2, -width / 2, width / 2, 0.0, height])
 
 
 class _Canvas:

@@ -19,6 +19,8 @@ Array = NDArray[np.float64]
 
 END_M: Final = 10.5
 """No parking so near to a road's ends."""
+CORNER_END_M: Final = 6.5
+"""Nothing stands on the walkway so near to them: people cross there."""
 NEAR_M: Final = 55.0
 PARKED_WEIGHTS: Final = {
     "car": 0.50,
@@ -39,7 +41,15 @@ WANTED: Final = {
     "motorcycle": 60.0,
 }
 """What is placed first: one at every so many metres of the ego car's way, and one more."""
-NEEDED_M: Final = {"trailer": 12.0, "bus": 11.0, "work zone": 10.0}
+WORK_ZONES_M: Final = {"work zone": (12.0, 20.0), "short work zone": (6.8, 9.5)}
+REACH_M: Final = {
+    "work zone": 22.0,
+    "short work zone": 20.0,
+    "barrier": 20.0,
+    "traffic_cone": 20.0,
+    "bicycle": 26.0,
+}
+NEEDED_M: Final = {"trailer": 12.0, "bus": 11.0, "work zone": 15.0}
 ON_WALKWAY: Final = {"bicycle": 30.0, "barrier": 40.0, "traffic_cone": 35.0, "motorcycle": 80.0}
 WALKERS, STANDERS, SITTERS = 20, 8, 2
 
@@ -62,8 +72,8 @@ class _Site:
         return self.road.centre.beside(s, self.side * (self.road.half_width_m + out_m))
 
 
-def furnish(town: Town, ego: EgoMotion, times: Array, rng: np.random.Generator) -> list[Actor]:
-    """All that stands beside the ego car's way, and those who walk there.
+class Roadside:
+    """What stands and walks beside the ego car's way.
 
     Args:
         town: the map.
@@ -71,18 +81,47 @@ def furnish(town: Town, ego: EgoMotion, times: Array, rng: np.random.Generator) 
         times: of the states of what moves.
         rng: chooses.
     """
-    line = ego.poses(times[::10])[:, :2]
-    sites = _sites(town, line)
-    actors: list[Actor] = []
-    for kind, anchor in _anchors(WANTED, line, rng):
-        _try_near(kind, anchor, sites, actors, rng)
-    for kind, anchor in _anchors(ON_WALKWAY, line, rng):
-        _try_on_walkway(kind, anchor, sites, actors, rng)
-    for site in sites:
-        _fill(site, line, actors, rng)
-    for road in {id(site.road): site.road for site in sites}.values():
-        actors += _car_park(road, line, rng)
-    return actors + _people(sites, line, times, rng)
+
+    def __init__(self, town: Town, ego: EgoMotion, times: Array, rng: np.random.Generator) -> None:
+        self._times, self._rng = times, rng
+        self._line = ego.poses(times[::10])[:, :2]
+        self._sites = _sites(town, self._line)
+
+    def first(self) -> list[Actor]:
+        """What no scene is to lack, and people."""
+        actors: list[Actor] = []
+        for kind, anchor in _anchors(WANTED, self._line, self._rng):
+            _try_near(kind, anchor, self._sites, actors, self._rng)
+        for kind, anchor in _anchors(ON_WALKWAY, self._line, self._rng):
+            _try_on_walkway(kind, anchor, self._sites, actors, self._rng)
+        return actors + _people(self._sites, self._line, self._times, self._rng)
+
+    def more(self, kind: str) -> list[Actor]:
+        """Another one or more of a class, near the ego car's way; none if there is no room."""
+        anchor = self._line[int(self._rng.integers(len(self._line)))]
+        actors: list[Actor] = []
+        if kind == "pedestrian":
+            return [
+                _stander(spot[0], spot[1], False, self._rng)
+                for spot in [_draw_spot(self._sites, anchor, 25.0, self._rng) for _ in range(12)]
+                if spot is not None
+            ][:2]
+        if kind in ("barrier", "traffic_cone") and self._rng.random() < 0.6:
+            _try_near("short work zone", anchor, self._sites, actors, self._rng)
+        elif kind in ON_WALKWAY:
+            _try_on_walkway(kind, anchor, self._sites, actors, self._rng)
+        else:
+            _try_near(kind, anchor, self._sites, actors, self._rng)
+        return actors
+
+    def rest(self) -> list[Actor]:
+        """Parked vehicles wherever there is still room, and those in car parks."""
+        actors: list[Actor] = []
+        for site in self._sites:
+            _fill(site, self._line, actors, self._rng)
+        for road in {site.road.index: site.road for site in self._sites}.values():
+            actors += _car_park(road, self._line, self._rng)
+        return actors
 
 
 def _sites(town: Town, line: Array) -> list[_Site]:
@@ -116,22 +155,24 @@ def _anchors(spacing: dict[str, float], line: Array, rng: np.random.Generator) -
     return sorted(shuffled, key=lambda anchor: -NEEDED_M.get(anchor[0], 0.0))  # long ones find room first
 
 
-def _draw_spot(sites: list[_Site], anchor: Array, rng: np.random.Generator) -> tuple[_Site, float] | None:
-    """A place along a road near an anchor, if the drawn road comes near it."""
+def _draw_spot(
+    sites: list[_Site], anchor: Array, reach_m: float, rng: np.random.Generator
+) -> tuple[_Site, float] | None:
+    """A place along a road within a distance of an anchor, if there is one on the road that is drawn."""
     site = sites[int(rng.integers(len(sites)))]
     away = np.linalg.norm(site.road.centre.points - anchor, axis=1)
     nearest = int(away.argmin())
-    if away[nearest] > 26.0:
+    s = float(site.road.centre.s[nearest]) + float(rng.uniform(-reach_m, reach_m))
+    if not CORNER_END_M <= s <= site.road.centre.length - CORNER_END_M:
         return None
-    s = float(site.road.centre.s[nearest]) + float(rng.uniform(-20.0, 20.0))
-    return (site, s) if END_M <= s <= site.road.centre.length - END_M else None
+    return (site, s) if float(np.linalg.norm(site.place(s, 0.0) - anchor)) < reach_m else None
 
 
 def _try_near(
     kind: str, anchor: Array, sites: list[_Site], actors: list[Actor], rng: np.random.Generator
 ) -> None:
-    for _ in range(60):
-        spot = _draw_spot(sites, anchor, rng)
+    for _ in range(90):
+        spot = _draw_spot(sites, anchor, REACH_M.get(kind, 34.0), rng)
         if spot is not None and _park(spot[0], kind, spot[1], actors, rng):
             return
 
@@ -148,8 +189,8 @@ def _fill(site: _Site, line: Array, actors: list[Actor], rng: np.random.Generato
 
 def _park(site: _Site, kind: str, s: float, actors: list[Actor], rng: np.random.Generator) -> bool:
     """Put a vehicle or a work zone into the parking strip from ``s`` on, if there is room."""
-    if kind == "work zone":
-        return _work_zone(site, s, actors, rng)
+    if kind in WORK_ZONES_M:
+        return _work_zone(site, s, float(rng.uniform(*WORK_ZONES_M[kind])), actors, rng)
     size = draw_size(kind, rng)
     across = kind == "motorcycle"
     length = 1.1 if across else size[0]
@@ -160,7 +201,7 @@ def _park(site: _Site, kind: str, s: float, actors: list[Actor], rng: np.random.
         and drive[0] == site.side
         and abs((drive[1] + drive[2]) / 2 - (s + stop) / 2) < (3.4 + length / 2)
     )
-    if blocked or stop > site.road.centre.length - END_M or not _free(site.parked, s, stop, 0.9):
+    if blocked or s < END_M or stop > site.road.centre.length - END_M or not _free(site.parked, s, stop, 0.9):
         return False
     site.parked.append((s, stop))
     middle = s + length / 2
@@ -172,13 +213,13 @@ def _park(site: _Site, kind: str, s: float, actors: list[Actor], rng: np.random.
     return True
 
 
-def _work_zone(site: _Site, s: float, actors: list[Actor], rng: np.random.Generator) -> bool:
+def _work_zone(site: _Site, s: float, length: float, actors: list[Actor], rng: np.random.Generator) -> bool:
     """Barriers along the traffic, cones at both ends, and perhaps a machine behind them."""
-    length = float(rng.uniform(12.0, 20.0))
     drive = site.road.car_park
     if drive is not None and drive[0] == site.side and s - 4.0 < (drive[1] + drive[2]) / 2 < s + length + 4.0:
         return False
-    if s + length > site.road.centre.length - END_M or not _free(site.parked, s, s + length, 1.0):
+    inside = s >= END_M and s + length <= site.road.centre.length - END_M
+    if not inside or not _free(site.parked, s, s + length, 1.0):
         return False
     site.parked.append((s, s + length))
     edge = -PARKING_M + 0.3
@@ -192,7 +233,7 @@ def _work_zone(site: _Site, s: float, actors: list[Actor], rng: np.random.Genera
     for at in np.arange(s + 3.4, s + length - 3.4, 2.9).tolist():
         size, heading = draw_size("barrier", rng), site.heading(at) + np.pi / 2 * float(rng.choice([-1, 1]))
         actors.append(_standing("barrier", size, site.place(at, edge), heading, "", rng, barrier))
-    for start, sign in ((s, 1.0), (s + length, -1.0)):
+    for start, sign in ((s, 1.0), (s + length, -1.0)) if length > 11.0 else ((s, 1.0),):
         for k, out in enumerate((-0.4, -1.2, -2.0, edge)):
             place = site.place(start + sign * (0.3 + 0.55 * k), out)
             actors.append(
@@ -204,8 +245,8 @@ def _work_zone(site: _Site, s: float, actors: list[Actor], rng: np.random.Genera
 def _try_on_walkway(
     kind: str, anchor: Array, sites: list[_Site], actors: list[Actor], rng: np.random.Generator
 ) -> None:
-    for _ in range(60):
-        spot = _draw_spot(sites, anchor, rng)
+    for _ in range(90):
+        spot = _draw_spot(sites, anchor, REACH_M.get(kind, 34.0), rng)
         if spot is None:
             continue
         site, s = spot
@@ -215,7 +256,7 @@ def _try_on_walkway(
         drive = site.road.car_park
         if drive is not None and drive[0] == site.side and s - 5.0 < (drive[1] + drive[2]) / 2 < stop + 5.0:
             continue
-        if stop > site.road.centre.length - END_M or not _free(site.walkway, s, stop, 1.0):
+        if stop > site.road.centre.length - CORNER_END_M or not _free(site.walkway, s, stop, 1.0):
             continue
         site.walkway.append((s, stop))
         colour = draw_colour(KINDS[kind].colours, rng)
@@ -253,17 +294,10 @@ def _people(sites: list[_Site], line: Array, times: Array, rng: np.random.Genera
                 break
         else:
             continue
-        size = draw_size("pedestrian", rng)
         if number >= WALKERS:
-            sits = number >= WALKERS + STANDERS
-            size = (size[0], size[1], round(0.72 * size[2], 2)) if sits else size
-            name = "pedestrian.sitting_lying_down" if sits else "pedestrian.standing"
-            out = site.road.walkway_m - 0.35 if sits else float(rng.uniform(1.9, site.road.walkway_m - 0.4))
-            yaw = site.heading(s) + (
-                site.side * -np.pi / 2 * -1 if sits else float(rng.uniform(-np.pi, np.pi))
-            )
-            actors.append(_standing("pedestrian", size, site.place(s, out), yaw, name, rng))
+            actors.append(_stander(site, s, number >= WALKERS + STANDERS, rng))
             continue
+        size = draw_size("pedestrian", rng)
         states = _stroll(site, s, times, rng)
         paint = draw_colour(KINDS["pedestrian"].colours, rng)
         mesh = make_mesh("pedestrian", size, paint, True, rng)
@@ -271,6 +305,17 @@ def _people(sites: list[_Site], line: Array, times: Array, rng: np.random.Genera
             Actor("pedestrian", size, paint, mesh, states, "pedestrian.standing", "pedestrian.moving")
         )
     return actors
+
+
+def _stander(site: _Site, s: float, sits: bool, rng: np.random.Generator) -> Actor:
+    length, width, height = draw_size("pedestrian", rng)
+    if sits:
+        height = round(0.72 * height, 2)
+    name = "pedestrian.sitting_lying_down" if sits else "pedestrian.standing"
+    out = site.road.walkway_m - 0.35 if sits else float(rng.uniform(1.9, site.road.walkway_m - 0.4))
+    # Those who sit look at the road.
+    yaw = site.heading(s) + (np.pi / 2 if sits else float(rng.uniform(-np.pi, np.pi)))
+    return _standing("pedestrian", (length, width, height), site.place(s, out), yaw, name, rng)
 
 
 def _stroll(site: _Site, s: float, times: Array, rng: np.random.Generator) -> Array:

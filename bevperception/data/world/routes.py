@@ -15,9 +15,10 @@ Array = NDArray[np.float64]
 LATERAL_ACCELERATION = 2.0
 SPEED_STEP_M = 1.0
 GENTLE_BRAKING = 1.8
+CONFLICT_M = 3.3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gate:
     """A crossing on a route.
 
@@ -26,6 +27,7 @@ class Gate:
         arm_in, arm_out: the arms that the route takes.
         stop_s: where a front has to stop.
         clear_s: where a back has left the crossing.
+        way: (n, 2) places from the one to the other.
     """
 
     node: int
@@ -33,6 +35,12 @@ class Gate:
     arm_out: int
     stop_s: float
     clear_s: float
+    way: Array
+
+    def crosses(self, other: Gate) -> bool:
+        """Whether two ways through a crossing, by different arms, come too near to be used at once."""
+        away = np.linalg.norm(self.way[:, None] - other.way[None], axis=-1)
+        return bool(away.min() < CONFLICT_M)
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,9 @@ def random_route(town: Town, lane: Lane, length_m: float, left_m: float, rng: np
         if town.nodes[connector.node].is_crossing:
             road = town.roads[after.road]
             arm_out = road.arms[0] if after.forward else road.arms[1]
-            gates.append(Gate(connector.node, here.end_arm, arm_out, length - STOP_M, out + 5.5))
+            ends = length - STOP_M, out + 5.5
+            way = np.concatenate((connector.path.points[::3], after.path.at(np.arange(0.0, 6.0, 1.5))))
+            gates.append(Gate(connector.node, here.end_arm, arm_out, *ends, way))
         pieces += [connector.path, after.path]
         length = out + after.path.length
         roads.append((out, length, after.road))

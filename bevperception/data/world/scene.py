@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bevperception.data.world.can_messages import can_bus_messages
+from bevperception.data.world.cast import actor_bounds
 from bevperception.data.world.ground import paint_ground
 from bevperception.data.world.lidar import sweep
-from bevperception.data.world.render import NOISE_MARGIN, SceneRenderer, actor_bounds
+from bevperception.data.world.render import NOISE_MARGIN, SceneRenderer
 from bevperception.data.world.rig import CAMERAS, LIDAR_CHANNEL
 from bevperception.data.world.roads import Town, build_town
 from bevperception.data.world.scenery import Prop, furnish_town

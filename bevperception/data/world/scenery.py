@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Final
 
 import numpy as np
@@ -31,21 +33,27 @@ WALLS: Final = (
 LEAVES: Final = ((62, 96, 44), (80, 112, 52), (48, 82, 50), (104, 118, 50))
 BARK: Final = (82, 64, 50)
 METAL: Final = (110, 114, 118)
+LAMP_M: Final = 6.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prop:
-    """A convex thing that stands still.
+    """A thing that stands still.
 
     Attributes:
         pose: (3,) x, y, yaw.
         bounds: x, y and z from and to of its box, in its own frame: (6,) x0, x1, y0, y1, z0, z1.
-        mesh: in its own frame.
+        make: its mesh, in its own frame; a town has many that no scene comes near.
     """
 
     pose: Array
     bounds: Array
-    mesh: Mesh
+    make: Callable[[], Mesh]
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        """Made when it is first asked for."""
+        return self.make()
 
 
 def furnish_town(town: Town, seed: int) -> list[Prop]:
@@ -96,12 +104,21 @@ def _rectangle(middle: Array, yaw: float, length: float, width: float) -> Polygo
 
 def _building(middle: Array, yaw: float, width: float, depth: float, rng: np.random.Generator) -> Prop:
     floors = int(rng.integers(2, 8))
-    height = 3.2 * floors + 0.8
+    height = _building_height(floors)
     wall: Colour = draw_colour(WALLS, rng)
+    bands = bool(rng.random() < 0.5)
+    lights = int(rng.integers(2**32))
+    a, b = width / 2, depth / 2
+    make = partial(_building_mesh, (width, depth), floors, wall, bands, lights)
+    return Prop(np.array([*middle, yaw]), np.array([-a, a, -b, b, 0.0, height]), make)
+
+
+def _building_mesh(size_m: tuple[float, float], floors: int, wall: Colour, bands: bool, lights: int) -> Mesh:
+    rng = np.random.Generator(np.random.PCG64(lights))
+    (width, depth), height = size_m, _building_height(floors)
     builder = MeshBuilder()
     a, b = width / 2, depth / 2
     body = builder.box((-a, a), (-b, b), (0.0, height), wall, colours={"top": shade(wall, 0.7)})
-    bands = bool(rng.random() < 0.5)
     for face, length in (("front", depth), ("back", depth), ("left", width), ("right", width)):
         columns = 1 if bands else max(2, round(length / 4.0))
         builder.mark(body, face, (0.0, 1.0), (0.0, 0.9 / height), shade(wall, 0.62))
@@ -111,7 +128,11 @@ def _building(middle: Array, yaw: float, width: float, depth: float, rng: np.ran
                 u = ((column + 0.18) / columns, (column + 0.82) / columns) if not bands else (0.05, 0.95)
                 lit = float(rng.random() < 0.35)
                 builder.mark(body, face, u, (low, low + 1.5 / height), shade(GLASS, 1.7), glow=0.7 * lit)
-    return Prop(np.array([*middle, yaw]), np.array([-a, a, -b, b, 0.0, height]), builder.build())
+    return builder.build()
+
+
+def _building_height(floors: int) -> float:
+    return 3.2 * floors + 0.8
 
 
 def _trees(
@@ -134,23 +155,32 @@ def _tree(place: Array, rng: np.random.Generator) -> list[Prop]:
     height = trunk + float(rng.uniform(1.6, 2.4)) * radius
     pose = np.array([*place, float(rng.uniform(-np.pi, np.pi))])
     leaves = draw_colour(LEAVES, rng)
-    stem, crown = MeshBuilder(), MeshBuilder()
-    stem.box((-0.16, 0.16), (-0.16, 0.16), (0.0, trunk), BARK)
-    middle, r, t = trunk + 0.4 * (height - trunk), radius, 0.55 * radius
-    crown.solid((-t, t, -t, t, trunk), (-r, r, -r, r, middle), shade(leaves, 0.85))
-    crown.solid((-r, r, -r, r, middle), (-t, t, -t, t, height), leaves, layer=1)
+    r = radius
     return [
-        Prop(pose, np.array([-0.16, 0.16, -0.16, 0.16, 0.0, trunk]), stem.build()),
-        Prop(pose, np.array([-r, r, -r, r, trunk, height]), crown.build()),
+        Prop(pose, np.array([-0.16, 0.16, -0.16, 0.16, 0.0, trunk]), partial(_post_mesh, 0.16, trunk, BARK)),
+        Prop(pose, np.array([-r, r, -r, r, trunk, height]), partial(_crown_mesh, r, trunk, height, leaves)),
     ]
+
+
+def _crown_mesh(radius: float, low: float, high: float, leaves: Colour) -> Mesh:
+    middle, r, t = low + 0.4 * (high - low), radius, 0.55 * radius
+    builder = MeshBuilder()
+    builder.solid((-t, t, -t, t, low), (-r, r, -r, r, middle), shade(leaves, 0.85))
+    builder.solid((-r, r, -r, r, middle), (-t, t, -t, t, high), leaves, layer=1)
+    return builder.build()
+
+
+def _post_mesh(radius: float, height: float, colour: Colour) -> Mesh:
+    builder = MeshBuilder()
+    builder.box((-radius, radius), (-radius, radius), (0.0, height), colour)
+    return builder.build()
 
 
 def _lamps(road: Road, side: int, rng: np.random.Generator) -> list[Prop]:
     props = []
     for s in np.arange(14.0 + float(rng.uniform(0, 8)), road.centre.length - 12.0, 30.0).tolist():
-        builder = MeshBuilder()
-        builder.box((-0.06, 0.06), (-0.06, 0.06), (0.0, 6.5), METAL)
         place = road.centre.beside(s, side * (road.half_width_m + 0.12))
         pose = np.array([*place, float(road.centre.yaw(s))])
-        props.append(Prop(pose, np.array([-0.06, 0.06, -0.06, 0.06, 0.0, 6.5]), builder.build()))
+        bounds = np.array([-0.06, 0.06, -0.06, 0.06, 0.0, LAMP_M])
+        props.append(Prop(pose, bounds, partial(_post_mesh, 0.06, LAMP_M, METAL)))
     return props

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bevperception.data.world import ego as ego_car
-from bevperception.data.world.cast import Actor, Cast, overlapping, state_times
+from bevperception.data.world.cast import Actor, Cast, actor_bounds, overlapping, state_times
 from bevperception.data.world.catalogue import KINDS, RIDDEN_HEIGHT_M, Colour, draw_colour, draw_size
 from bevperception.data.world.ego import EgoMotion
+from bevperception.data.world.lidar import sweep
 from bevperception.data.world.markings import crossings
 from bevperception.data.world.paths import Path
 from bevperception.data.world.roads import Lane, Town
-from bevperception.data.world.roadside import furnish
+from bevperception.data.world.roadside import Roadside
 from bevperception.data.world.routes import Route, random_route
 from bevperception.data.world.seeds import generator
 from bevperception.data.world.shapes import make_mesh
@@ -45,9 +46,9 @@ SPEEDS: Final = {"car": (7.0, 12.0), "motorcycle": (7.0, 11.0), "bicycle": (3.5,
 """Wanted speeds in m/s; (6, 10) for what is not named."""
 GAP_M: Final = 19.0
 """Between the middles of vehicles that start on the same lane."""
-ATTEMPTS: Final = 3
-ENOUGH: Final = 0.9
-"""Actors of each class within its range of evaluation, on average over time, that a scene has to have."""
+ROUNDS: Final = 6
+ENOUGH: Final = 1.3
+"""Actors of each class that the lidar meets within the range of evaluation, on average, in every scene."""
 
 
 @dataclass
@@ -74,43 +75,42 @@ def set_stage(town: Town, seed: int, scene: int, duration_s: float) -> Stage:
         scene: number of the scene in the world.
         duration_s: from the first to the last key frame.
     """
-    stages = []
-    for attempt in range(ATTEMPTS):
-        stage = _attempt(town, generator(seed, "stage", scene, attempt), duration_s)
-        fewest = min(mean_counts(stage, duration_s).values())
-        if fewest >= ENOUGH:
-            return stage
-        stages.append((fewest, -attempt, stage))
-    return max(stages, key=lambda entry: entry[:2])[2]
-
-
-def mean_counts(stage: Stage, duration_s: float) -> dict[str, float]:
-    """How many actors of each class are within its range of evaluation, on average over a scene."""
-    times = np.linspace(0.0, duration_s, 20)
-    poses = stage.ego.poses(times)
-    states = np.array([stage.cast.at(time) for time in times])
-    away = np.linalg.norm(states[..., :2] - poses[:, None, :2], axis=-1)
-    kinds = np.array([actor.kind for actor in stage.cast.actors])
-    ranges = {kind: EVALUATED_M.get(kind, 50.0) for kind in KINDS}
-    return {
-        kind: float((away[:, kinds == kind] < reach).sum(axis=1).mean()) for kind, reach in ranges.items()
-    }
-
-
-def _attempt(town: Town, rng: np.random.Generator, duration_s: float) -> Stage:
+    rng = generator(seed, "stage", scene)
     times = state_times(duration_s)
     route, start = _ego_route(town, duration_s, rng)
-    drivers = [
-        Driver(route, ego_car.FRONT_M, ego_car.REAR_M, ego_car.WIDTH_M, rng.uniform(7.5, 11.5), start, 6.0)
-    ]
+    wanted = float(rng.uniform(7.5, 11.5))
+    drivers = [Driver(route, ego_car.FRONT_M, ego_car.REAR_M, ego_car.WIDTH_M, wanted, start, 6.0)]
     kinds = _add_traffic(town, drivers, duration_s, rng)
     walkers, walks = _crossing_people(town, route, start, duration_s, rng)
     motion = simulate(drivers, walkers, int((WARM_UP_S + times[-1]) / STEP_S) + 3)
     ego = EgoMotion(route, motion, WARM_UP_S)
+    roadside = Roadside(town, ego, times, rng)
     actors = _vehicles(drivers, kinds, motion, times, rng)
     actors += _crossers(walkers, walks, times, rng)
-    actors += furnish(town, ego, times, rng)
-    return Stage(town, ego, _without_collisions(actors, ego, times))
+    actors += roadside.first()
+    cast = _without_collisions(actors, ego, times)
+    for _ in range(ROUNDS):
+        lacking = [kind for kind, mean in mean_counts(cast, ego, duration_s).items() if mean < ENOUGH]
+        if not lacking:
+            break
+        more = [actor for kind in lacking for _ in range(2) for actor in roadside.more(kind)]
+        cast = _without_collisions([*cast.actors, *more], ego, times)
+    return Stage(town, ego, _without_collisions([*cast.actors, *roadside.rest()], ego, times))
+
+
+def mean_counts(cast: Cast, ego: EgoMotion, duration_s: float) -> dict[str, float]:
+    """How many actors of each class the lidar meets within the class's range, on average over a scene."""
+    times = np.linspace(0.0, duration_s, 6)
+    bounds = np.array([actor_bounds(actor.size_m) for actor in cast.actors])
+    met = []
+    for time, pose in zip(times.tolist(), ego.poses(times), strict=True):
+        states = cast.at(time)
+        near = np.linalg.norm(states[:, :2] - pose[:2], axis=1)
+        met.append(np.where(sweep(pose, states[:, :3], bounds, len(cast)).counts > 0, near, np.inf))
+    away = np.array(met)
+    kinds = np.array([actor.kind for actor in cast.actors])
+    reach = {kind: EVALUATED_M.get(kind, 50.0) - 1.0 for kind in KINDS}
+    return {kind: float((away[:, kinds == kind] < reach[kind]).sum(axis=1).mean()) for kind in KINDS}
 
 
 def _ego_route(town: Town, duration_s: float, rng: np.random.Generator) -> tuple[Route, float]:
@@ -168,15 +168,18 @@ def _spawn_places(town: Town, line: Array, rng: np.random.Generator) -> list[tup
 def _crossing_people(
     town: Town, route: Route, start: float, duration_s: float, rng: np.random.Generator
 ) -> tuple[list[Walker], list[Path]]:
-    """People who cross at the crossings that the ego car comes to; mostly not in its own way."""
+    """People who cross, in groups, at the crossings that the ego car comes to; mostly not in its own way."""
     walkers, walks = [], []
     all_crossings = crossings(town)
     for gate in [g for g in route.gates if g.stop_s > start][:4]:
-        for crossing in [c for c in all_crossings if c.node == gate.node]:
-            own = crossing.arm in (gate.arm_in, gate.arm_out)
-            if rng.random() > (0.35 if own else 0.8):
-                continue
-            for _ in range(int(rng.integers(1, 3))):
+        here = [c for c in all_crossings if c.node == gate.node]
+        others = [c for c in here if c.arm not in (gate.arm_in, gate.arm_out)]
+        chosen = [others[int(rng.integers(len(others)))]] if others and rng.random() < 0.8 else []
+        if rng.random() < 0.25:
+            chosen.append(next(c for c in here if c.arm == gate.arm_out))
+        for crossing in chosen:
+            begin = float(rng.uniform(0.0, WARM_UP_S + duration_s))
+            for _ in range(int(rng.integers(1, 4))):
                 way = crossing.walk if rng.random() < 0.5 else crossing.walk[::-1]
                 out = (way[0] - way[1]) / np.linalg.norm(way[0] - way[1])
                 aside = np.array([-out[1], out[0]]) * rng.uniform(-1.3, 1.3)
@@ -184,8 +187,7 @@ def _crossing_people(
                     np.array([way[0] + out * rng.uniform(0.9, 1.8), way[1] - out * rng.uniform(0.9, 1.8)])
                     + aside
                 )
-                begin = float(rng.uniform(0.0, WARM_UP_S + duration_s))
-                speed = float(rng.uniform(1.3, 1.8))
+                speed = float(rng.uniform(1.4, 2.0))
                 walkers.append(Walker(crossing.node, crossing.arm, begin, line.length / speed))
                 walks.append(line)
     return walkers, walks

@@ -1,8 +1,8 @@
 """Traffic: drivers on routes that keep their distance, brake for bends and share crossings.
 
 Every driver follows its route with the intelligent driver model (Treiber, Hennecke, Helbing 2000) behind
-whatever stands or moves in the corridor ahead. Crossings are passed in order of arrival: those that come by
-the same arm may go together; people on a crossing keep the cars of that arm waiting.
+whatever stands or moves in the corridor ahead. Crossings are passed in order of arrival, by several at once
+where their ways do not cross; people on a crossing keep the cars of that arm waiting.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ ACCELERATION, BRAKING, HARDEST_BRAKING = 1.6, 2.4, 7.0
 HEADWAY_S, STANDSTILL_M = 1.3, 2.2
 LOOK_AHEAD_M = np.array([0.4, 1.5, 3, 5, 7, 9, 11, 13, 15, 18, 21, 24, 28, 32, 36])
 SIDE_GAP_M = 0.35
-SAME_ARM_S = 7.0
 CIRCLES = 4
 """Circles along its length that stand for a vehicle where others look ahead."""
 
@@ -67,11 +66,30 @@ class Walker:
 
 @dataclass
 class _Crossing:
-    arm: int | None = None
-    since_s: float = 0.0
+    """Who uses a crossing, who waits for it in order of arrival, and which arms people walk over."""
+
     inside: dict[int, Gate] = field(default_factory=dict)
-    queue: list[int] = field(default_factory=list)
+    queue: dict[int, Gate] = field(default_factory=dict)
     walking: dict[int, int] = field(default_factory=dict)
+
+    def people_in(self, gate: Gate) -> bool:
+        """Whether somebody walks over an arm that a way takes."""
+        return any(arm in (gate.arm_in, gate.arm_out) for arm in self.walking.values())
+
+    def may_enter(self, index: int) -> bool:
+        """Whether it is a waiting driver's turn: nobody inside or before it is in its way."""
+        gate = self.queue[index]
+        if self.people_in(gate):
+            return False
+        for other in self.inside.values():
+            if other.arm_in != gate.arm_in and gate.crosses(other):
+                return False
+        for earlier, other in self.queue.items():
+            if earlier == index:
+                return True
+            if not self.people_in(other) and (other.arm_in == gate.arm_in or gate.crosses(other)):
+                return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -80,7 +98,6 @@ class Motion:
 
     Attributes:
         s, speed: (steps, drivers) at every ``STEP_S``.
-        s_between: see :func:`position_at`.
     """
 
     s: Array
@@ -105,7 +122,7 @@ def simulate(drivers: list[Driver], walkers: list[Walker], steps: int) -> Motion
         _let_walk(walkers, crossings, now)
         gaps, ahead = _gaps(drivers)
         for index, driver in enumerate(drivers):
-            stop = _stop_gap(index, driver, passed, crossings, now)
+            stop = _stop_gap(index, driver, passed, crossings)
             leaders = [(gaps[index], ahead[index]), (stop, 0.0)]
             acceleration = min(_idm(driver, gap, leader) for gap, leader in leaders)
             after = max(0.0, driver.speed + acceleration * STEP_S)
@@ -164,9 +181,7 @@ def _gaps(drivers: list[Driver]) -> tuple[Array, Array]:
     return gap, np.where(np.isfinite(along), np.maximum(along, 0.0), 0.0)
 
 
-def _stop_gap(
-    index: int, driver: Driver, passed: list[int], crossings: dict[int, _Crossing], now: float
-) -> float:
+def _stop_gap(index: int, driver: Driver, passed: list[int], crossings: dict[int, _Crossing]) -> float:
     """Distance to where a driver has to stop before a crossing; infinite where it need not."""
     gates = driver.route.gates
     while passed[index] < len(gates):
@@ -182,32 +197,15 @@ def _stop_gap(
         return np.inf
     away = gate.stop_s - (driver.s + driver.front_m)
     if away < -1.0:  # it started beyond the line
-        _enter(crossing, index, gate, now)
+        crossing.inside[index] = gate
         return np.inf
     if away > max(14.0, driver.speed**2 / (2 * BRAKING) + 6.0):
         return np.inf
-    if index not in crossing.queue:
-        crossing.queue.append(index)
-    if _may_enter(crossing, index, gate, now):
-        crossing.queue.remove(index)
-        _enter(crossing, index, gate, now)
+    crossing.queue.setdefault(index, gate)
+    if crossing.may_enter(index):
+        crossing.inside[index] = crossing.queue.pop(index)
         return np.inf
     return max(away + STANDSTILL_M, 0.1)
-
-
-def _may_enter(crossing: _Crossing, index: int, gate: Gate, now: float) -> bool:
-    if any(arm in (gate.arm_in, gate.arm_out) for arm in crossing.walking.values()):
-        return False
-    if not crossing.inside:
-        return crossing.queue[0] == index or now - crossing.since_s > SAME_ARM_S
-    fresh = now - crossing.since_s < SAME_ARM_S or len(crossing.queue) == 1
-    return crossing.arm == gate.arm_in and fresh
-
-
-def _enter(crossing: _Crossing, index: int, gate: Gate, now: float) -> None:
-    if crossing.arm != gate.arm_in or not crossing.inside:
-        crossing.arm, crossing.since_s = gate.arm_in, now
-    crossing.inside[index] = gate
 
 
 def _let_walk(walkers: list[Walker], crossings: dict[int, _Crossing], now: float) -> None:

@@ -1,4 +1,4 @@
-"""Properties of the pictures over seeds: boxes lie on the actors that were drawn, hidden things are hidden."""
+"""Properties of the pictures over seeds: boxes lie on their actors, hidden things are hidden."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from nuscenes.utils.geometry_utils import view_points
 
 from bevperception.data.world import WorldConfig
 from bevperception.data.world.camera import NEAR_M, Camera
-from bevperception.data.world.render import View, actor_bounds
+from bevperception.data.world.cast import actor_bounds
+from bevperception.data.world.render import View
 from bevperception.data.world.rig import CAMERAS
 from bevperception.data.world.scene import Scene
 from tests.data.world.conftest import SMALL
