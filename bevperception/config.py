@@ -165,7 +165,8 @@ class PerspectiveConfig:
         alone: train and predict with it alone; the BEV part stands still.
         weight: of its losses among all.
         levels: neck levels it looks at; None for all.
-        convolutions: depth of its three towers.
+        convolutions: depth of its three towers, at least 1.
+        channels: width of the towers; None takes bev.channels.
         norm: of the towers, a level's own: 'group', 'batch' (published) or 'none'.
         classes: order of its classes, names of taxonomy.DETECTION_CLASSES.
         mean_depth_m: first mean depth of every level's objects, at a focal length of 707 pixels.
@@ -188,6 +189,7 @@ class PerspectiveConfig:
     weight: float = 1.0
     levels: int | None = None
     convolutions: int = 2
+    channels: int | None = None
     norm: Literal["group", "batch", "none"] = "group"
     classes: tuple[str, ...] = DETECTION_CLASSES
     mean_depth_m: tuple[float, ...] = (44.921, 20.252, 11.712, 7.166, 8.548)
@@ -209,6 +211,8 @@ class PerspectiveConfig:
                 f"perspective.classes must hold each of {', '.join(DETECTION_CLASSES)} once, "
                 f"got {', '.join(self.classes)}"
             )
+        if self.convolutions < 1:
+            raise ConfigError(f"perspective.convolutions must be at least 1, got {self.convolutions}")
         if self.alone and not self.enabled:
             raise ConfigError("perspective.alone needs perspective.enabled")
 

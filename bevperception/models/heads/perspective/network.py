@@ -25,14 +25,14 @@ class TowerLayer(nn.Module):
     """3x3 convolution, a norm of every level's own, ReLU.
 
     Args:
-        channels: width.
+        in_channels, channels: width before and after.
         levels: how many levels share the convolution.
         norm: 'batch', 'group' (32 groups, or as many as divide the width) or 'none'.
     """
 
-    def __init__(self, channels: int, levels: int, norm: TowerNorm) -> None:
+    def __init__(self, in_channels: int, channels: int, levels: int, norm: TowerNorm) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none")
+        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=norm == "none")
         self.norms = nn.ModuleList(
             _build_norm(norm, channels) for _ in range(levels if norm != "none" else 0)
         )
@@ -41,7 +41,7 @@ class TowerLayer(nn.Module):
             nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor, level: int) -> Tensor:
-        """(M, channels, h, w) to the same shape."""
+        """(M, in_channels, h, w) to (M, channels, h, w)."""
         x = self.conv(x)
         # Statistics of no image at all do not exist.
         return torch.relu(self.norms[level](x) if self.norms and x.shape[0] else x)
@@ -65,7 +65,7 @@ class PerspectiveHead(nn.Module):
     """Dense 2D and 3D predictions for every pixel of every level.
 
     Args:
-        channels: width of the features.
+        in_channels: width of the features.
         classes: detection classes.
         strides: of the levels in pixels.
         mean_depth_m, std_depth_m: of the objects that a level answers for, before scaling by the focal
@@ -77,11 +77,12 @@ class PerspectiveHead(nn.Module):
         class_agnostic: one 3D box a pixel in place of one a class.
         per_level_predictors: 3D predictors of every level's own.
         depth_scale, centre_scale, box2d_scale: factors of the scales' first values.
+        channels: width of the towers; None takes the features'.
     """
 
     def __init__(
         self,
-        channels: int,
+        in_channels: int,
         classes: int,
         strides: Sequence[int],
         mean_depth_m: Sequence[float],
@@ -97,14 +98,17 @@ class PerspectiveHead(nn.Module):
         depth_scale: float = 0.3,
         centre_scale: float = 1.0,
         box2d_scale: float = 1.0,
+        channels: int | None = None,
     ) -> None:
         super().__init__()
+        channels = channels or in_channels
         levels = len(strides)
         self.strides = tuple(strides)
         boxes = 1 if class_agnostic else classes
 
         def tower(depth: int) -> nn.ModuleList:
-            return nn.ModuleList(TowerLayer(channels, levels, norm) for _ in range(depth))
+            widths = [in_channels, *[channels] * (depth - 1)]
+            return nn.ModuleList(TowerLayer(width, channels, levels, norm) for width in widths)
 
         def predictors(outputs: int, bias: bool = True) -> nn.ModuleList:
             count = levels if per_level_predictors else 1
@@ -134,7 +138,7 @@ class PerspectiveHead(nn.Module):
         """Predict.
 
         Args:
-            features: per level (M, channels, h, w) of M images.
+            features: per level (M, in_channels, h, w) of M images.
         """
         return [self._level(x, level) for level, x in enumerate(features)]
 

@@ -46,6 +46,7 @@ class PerspectiveStage(nn.Module):
             depth,
             MAX_ATTRIBUTES,
             config.norm,
+            channels=config.channels,
         )
         sizes = torch.tensor([CANONICAL_SIZES_M[name] for name in config.classes], dtype=torch.float64)
         self.codec = PerspectiveCodec(sizes, max_depth_m=config.max_depth_m)
