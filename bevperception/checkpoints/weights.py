@@ -28,6 +28,9 @@ WEIGHTS_NAME = "weights.safetensors"
 CARD_NAME = "card.json"
 FORMAT = "bevperception-1"
 
+SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "weights"
+"""Weights that come with the package: a folder each."""
+
 CONFIG_KEY = "bevperception_config"
 """Where a training checkpoint holds the run's configuration, as plain containers."""
 AVERAGE_KEY = "bevperception_average"
@@ -110,21 +113,32 @@ def save_weights(folder: Path, state: Mapping[str, Tensor], card: Card) -> Path:
     return path
 
 
+def shipped_weights() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted(p.parent.name for p in SHIPPED_FOLDER.glob(f"*/{WEIGHTS_NAME}"))
+
+
 def read_weights(path: str | Path) -> Weights:
     """Read weights.
 
     Args:
-        path: ``weights.safetensors`` of this project, its folder, or a training checkpoint (``.ckpt``),
-            whose averaged weights are taken if it has any.
+        path: ``weights.safetensors`` of this project, its folder, a training checkpoint (``.ckpt``), whose
+            averaged weights are taken if it has any, or the name of shipped weights.
 
     Raises:
         CheckpointError: there is no such file, or it is damaged or not one of this project's.
     """
     path = Path(path)
+    if str(path) in shipped_weights() and not path.exists():
+        path = SHIPPED_FOLDER / path
     if path.is_dir():
         path = path / WEIGHTS_NAME
     if not path.is_file():
-        raise CheckpointError(f"no weights at {path}; give a {WEIGHTS_NAME}, its folder or a .ckpt file")
+        names = ", ".join(shipped_weights()) or "none"
+        raise CheckpointError(
+            f"no weights at {path}; give a {WEIGHTS_NAME}, its folder or a .ckpt file, "
+            f"or the name of shipped weights ({names})"
+        )
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     checkpoint = read_checkpoint(path)

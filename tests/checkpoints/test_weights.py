@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from bevperception.checkpoints import weights
 from bevperception.checkpoints.weights import (
     WEIGHTS_NAME,
     Card,
@@ -61,6 +62,21 @@ def test_weights_and_card_come_back_the_same(tmp_path: Path) -> None:
         for name, value in model.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], value)
     assert json.loads((path.parent / "card.json").read_text())["step"] == 7
+
+
+def test_shipped_weights_go_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "SHIPPED_FOLDER", tmp_path / "weights")
+    assert weights.shipped_weights() == []
+    with pytest.raises(CheckpointError, match=r"no weights at small;.*shipped weights \(none\)"):
+        read_weights("small")
+    save_weights(tmp_path / "weights" / "small", {"a": torch.ones(2)}, Card({}, step=3))
+    assert weights.shipped_weights() == ["small"]
+    assert read_weights("small").card.step == 3
+    with pytest.raises(CheckpointError, match=r"no weights at smal;.*\(small\)"):
+        read_weights("smal")
+    monkeypatch.chdir(tmp_path)
+    save_weights(tmp_path / "small", {"a": torch.ones(2)}, Card({}, step=4))
+    assert read_weights("small").card.step == 4, "a folder of the user's comes first"
 
 
 def test_weights_that_share_memory_are_saved(tmp_path: Path) -> None:
