@@ -35,7 +35,9 @@ BackendName = Literal["native", "reference"]
 STAGES = {
     "backbone": "backbone",
     "neck": "neck",
+    "perspective head": "perspective",
     "encoder": "bev_transformer",
+    "fusion": "fusion",
     "decoder": "detection.decoder",
     "detection head": "detection",
     "segmentation head": "segmentation",

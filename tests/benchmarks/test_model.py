@@ -63,7 +63,8 @@ def test_ring_of_cameras_sees_all_around() -> None:
 def test_stages_and_rest_make_the_total(config: ExperimentConfig, model: BEVFormer) -> None:
     frames = benchmark.load_frames(config, "random")
     seconds = benchmark.time_stages(model, frames, ("reference",), warmup=0, repeats=1)["reference"]
-    assert list(seconds) == [*benchmark.STAGES, benchmark.REST, benchmark.TOTAL]
+    there = [stage for stage in benchmark.STAGES if stage not in ("perspective head", "fusion")]
+    assert list(seconds) == [*there, benchmark.REST, benchmark.TOTAL]
     assert all(value > 0 for value in seconds.values())
     total = seconds.pop(benchmark.TOTAL)
     assert sum(seconds.values()) == pytest.approx(total)
