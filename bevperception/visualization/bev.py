@@ -123,6 +123,30 @@ class SegmentationLayers:
     grid: BEVGrid
 
 
+def pixels_to_cells(view: BEVView, grid: BEVGrid, bev_to_ego: Tensor | None = None) -> FloatArray:
+    """(2, 3) pixels (column, row, 1) of a view to cells (column, row) of a grid in the BEV frame.
+
+    Args:
+        view: the picture.
+        grid: the map.
+        bev_to_ego: (4, 4) rigid; None where the BEV frame is the ego frame.
+    """
+    ego_to_bev = torch.eye(4, dtype=torch.float64)
+    if bev_to_ego is not None:
+        ego_to_bev = invert_rigid(bev_to_ego.detach().double().cpu())
+    planar = np.eye(3)
+    planar[:2] = ego_to_bev[:2][:, [0, 1, 3]].numpy()
+    to_cell = np.array(
+        [
+            [1 / grid.cell_x_m, 0.0, -grid.x_min_m / grid.cell_x_m - 0.5],
+            [0.0, 1 / grid.cell_y_m, -grid.y_min_m / grid.cell_y_m - 0.5],
+            [0.0, 0.0, 1.0],
+        ]
+    )
+    found: FloatArray = (to_cell @ planar @ view.pixel_to_ego())[:2]
+    return found
+
+
 def draw_segmentation(
     image: Image,
     view: BEVView,
@@ -142,20 +166,7 @@ def draw_segmentation(
         bev_to_ego: (4, 4) rigid; None where the BEV frame is the ego frame.
         threshold: a class is painted where its probability is above.
     """
-    ego_to_bev = torch.eye(4, dtype=torch.float64)
-    if bev_to_ego is not None:
-        ego_to_bev = invert_rigid(bev_to_ego.detach().double().cpu())
-    planar = np.eye(3)
-    planar[:2] = ego_to_bev[:2][:, [0, 1, 3]].numpy()
-    grid = layers.grid
-    to_cell = np.array(
-        [
-            [1 / grid.cell_x_m, 0.0, -grid.x_min_m / grid.cell_x_m - 0.5],
-            [0.0, 1 / grid.cell_y_m, -grid.y_min_m / grid.cell_y_m - 0.5],
-            [0.0, 0.0, 1.0],
-        ]
-    )
-    pixel_to_cell = (to_cell @ planar @ view.pixel_to_ego())[:2]
+    pixel_to_cell = pixels_to_cells(view, layers.grid, bev_to_ego)
     maps: npt.NDArray[np.float32] = layers.probabilities.detach().float().cpu().numpy()
     for name in SEGMENTATION_COLOURS:
         if name not in layers.classes:

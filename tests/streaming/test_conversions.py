@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,14 @@ from bevperception.streaming import conversions
 from bevperception.streaming.rig import pose_from_xyzw
 from bevperception.structures import Boxes3D
 from bevperception.taxonomy import DETECTION_CLASSES
-from bevperception.visualization.palette import DETECTION_COLOURS
+from bevperception.visualization.bev import (
+    BEVView,
+    SegmentationLayers,
+    draw_ego,
+    draw_rings,
+    draw_segmentation,
+)
+from bevperception.visualization.palette import DETECTION_COLOURS, PANEL
 
 BOX = torch.tensor([[12.0, -4.0, 0.5, 4.5, 2.0, 1.5, 0.7, 3.0, 4.0]], dtype=torch.float64)
 """base_link."""
@@ -116,3 +124,20 @@ def test_the_picture_shows_the_box_ahead_up_and_left_left(bev_to_ego: torch.Tens
     assert column == pytest.approx(104 + 8, abs=8)
     colour = np.array(DETECTION_COLOURS[DETECTION_CLASSES[3]])
     assert np.abs(with_box - colour).sum(axis=2).min() < 30
+
+
+@pytest.mark.parametrize("bev_to_ego", [IDENTITY, LIDAR], ids=["ego", "lidar"])
+def test_the_picture_paints_the_ground_where_the_still_picture_does(bev_to_ego: torch.Tensor) -> None:
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.rand(1, 2, 8, 8, generator=generator)
+    maps = torch.nn.functional.interpolate(coarse, size=(80, 80), mode="bilinear")[0]
+    seen = replace(perception(bev_to_ego), segmentation=maps)
+    none = conversions.boxes_in_base(seen)[:0]
+    quick = conversions.bev_picture(seen, none, HEAD, 416).astype(int)
+    still = np.full((416, 416, 3), PANEL, dtype=np.uint8)
+    view = BEVView(416, 416)
+    draw_segmentation(still, view, SegmentationLayers(maps, HEAD.classes, HEAD.grid), bev_to_ego)
+    draw_rings(still, view)
+    draw_ego(still, view)
+    differ = np.abs(quick - still.astype(int)).sum(axis=2) > 60
+    assert differ.mean() < 0.03  # the edges of cells

@@ -148,18 +148,20 @@ def object_cloud(header: Header, rows: np.ndarray) -> PointCloud2:
 
 def markers(header: Header, found: Sequence[conversions.Detection]) -> MarkerArray:
     """Boxes, headings, velocities and labels; what was shown before is removed first."""
-    message = MarkerArray(markers=[Marker(header=header, action=Marker.DELETEALL)])
+    headings = Marker(header=header, ns="headings", type=Marker.LINE_LIST)
+    headings.scale.x, headings.pose.orientation.w = 0.12, 1.0
+    message = MarkerArray(markers=[Marker(header=header, action=Marker.DELETEALL), headings])
     for index, one in enumerate(found):
         r, g, b = conversions.colour(one.class_name)
         box = Marker(header=header, ns="boxes", id=index, type=Marker.CUBE, pose=_pose(one))
         box.scale = Vector3(x=one.size[0], y=one.size[1], z=one.size[2])
         box.color = ColorRGBA(r=r, g=g, b=b, a=0.55)
         message.markers.append(box)
-        message.markers.append(_arrow(header, "headings", index, conversions.heading(one), (r, g, b)))
+        headings.points += [Point(x=x, y=y, z=z) for x, y, z in conversions.heading(one)]
+        headings.colors += [ColorRGBA(r=r, g=g, b=b, a=0.95)] * 2
         moves = conversions.arrow(one)
         if moves is not None:
-            colour = conversions.arrow_colour()
-            message.markers.append(_arrow(header, "velocities", index, moves, colour))
+            message.markers.append(_arrow(header, index, moves))
         label = Marker(header=header, ns="labels", id=index, type=Marker.TEXT_VIEW_FACING, pose=_pose(one))
         label.pose.position.z += one.size[2] / 2 + 0.5
         label.scale.z = 0.8
@@ -214,11 +216,11 @@ def _pose(one: conversions.Detection) -> Pose:
     return Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))
 
 
-def _arrow(header: Header, namespace: str, index: int, ends: Any, colour: Sequence[float]) -> Marker:
-    marker = Marker(header=header, ns=namespace, id=index, type=Marker.ARROW)
+def _arrow(header: Header, index: int, ends: Any) -> Marker:
+    marker = Marker(header=header, ns="velocities", id=index, type=Marker.ARROW)
     marker.points = [Point(x=x, y=y, z=z) for x, y, z in ends]
     marker.scale = Vector3(x=0.15, y=0.35, z=0.5)  # diameters of shaft and head, length of the head
-    r, g, b = colour
+    r, g, b = conversions.arrow_colour()
     marker.color = ColorRGBA(r=r, g=g, b=b, a=0.95)
     marker.pose.orientation.w = 1.0
     return marker

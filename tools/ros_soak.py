@@ -1,0 +1,142 @@
+"""The ROS 2 node for minutes on end: share of sets with results, latency, and whether memory grows.
+
+A scene bag is looped with stamps that go on. Give it the bag of tools/nuscenes_to_bag.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from bevperception.errors import BevError, ConfigError, run_program
+
+SETTLED_S = 120.0
+"""Memory is compared with what it was after this long."""
+_SAMPLE_S = 5.0
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The program's options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bag", required=True, help="scene bag with compressed images")
+    parser.add_argument("--weights", required=True, help="weights.safetensors or a run's folder")
+    parser.add_argument("--minutes", type=float, default=15.0, help="how long (%(default)s)")
+    parser.add_argument(
+        "--rate", type=float, default=2.5, help="2.5 plays 2 Hz key frames at 5 Hz (%(default)s)"
+    )
+    parser.add_argument("--precision", default="32-true", help="32-true or bf16-mixed (%(default)s)")
+    parser.add_argument("--fault", action="append", default=[], help="as for tools/replay_bag.py")
+    parser.add_argument("--out", default="out/ros-soak", help="folder for logs and report.json (%(default)s)")
+    parser.add_argument("--domain", type=int, default=74, help="ROS domain (%(default)s)")
+    options = parser.parse_args(argv)
+    if options.minutes <= 0 or options.rate <= 0:
+        raise ConfigError("--minutes and --rate must be positive")
+    return options
+
+
+def watch(replay: subprocess.Popen[bytes], node_pid: int, seconds: float) -> list[tuple[float, float]]:
+    """Sample the node's memory while the replay runs.
+
+    Returns:
+        (seconds since the beginning, resident MB).
+
+    Raises:
+        BevError: if the replay ends early.
+    """
+    import psutil
+
+    node, begin_s = psutil.Process(node_pid), time.monotonic()
+    samples = []
+    while (now_s := time.monotonic() - begin_s) < seconds:
+        if replay.poll() is not None:
+            raise BevError("the replay ended early; see replay.log")
+        samples.append((now_s, node.memory_info().rss / 2**20))
+        time.sleep(_SAMPLE_S)
+    return samples
+
+
+def growth_mb(samples: list[tuple[float, float]]) -> float:
+    """Growth of memory after :data:`SETTLED_S` (of the second half of shorter runs): last minute minus first."""
+    start_s = min(SETTLED_S, samples[-1][0] / 2)
+    later = [memory for at_s, memory in samples if at_s >= start_s]
+    some = max(1, min(len(later) // 2, 12))
+    return sum(later[-some:]) / some - sum(later[:some]) / some
+
+
+def run(options: argparse.Namespace, out: Path) -> list[tuple[float, float]]:
+    """Node, recorder of diagnostics, a listener of results, replay."""
+    from bevperception.bags.processes import NODE, background, environment, node_command, tool_command
+
+    parameters = {
+        "weights": Path(options.weights).resolve(),
+        "calibration_file": Path(options.bag).resolve() / "calibration.yaml",
+        "sweep_trigger": True,
+        "precision": options.precision,
+        "image_reliability": "reliable",
+    }
+    record = tool_command(
+        "record_bag.py",
+        "--overwrite",
+        "--out",
+        str(out / "recording"),
+        f"{NODE}/output/objects",
+        "/diagnostics",
+    )
+    command = tool_command("replay_bag.py", options.bag, "--rate", str(options.rate), "--loops", "0")
+    command += ["--continuous", "--reliable", "--wait-for", "30"]
+    for fault in options.fault:
+        command += ["--fault", fault]
+    node = background(node_command(parameters), options.domain, out / "node.log", "warm: ")
+    recorder = background(record, options.domain, out / "record.log", f"recording {NODE}/output/objects")
+    with node as running, recorder, (out / "replay.log").open("wb") as log:
+        replay = subprocess.Popen(
+            command, env=environment(options.domain), stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            return watch(replay, running.pid, 60 * options.minutes)
+        finally:
+            replay.terminate()
+            replay.wait(20)
+
+
+def main() -> int:
+    """Run, count, report."""
+    options = parse()
+    out = Path(options.out).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    samples = run(options, out)
+    from bevperception.bags.recording import read_recording
+
+    recording = read_recording(out / "recording")
+    stamps = sorted(recording.objects)
+    # Sets are as far apart as the results mostly are.
+    gaps = sorted(b - a for a, b in itertools.pairwise(stamps))
+    period_ns = gaps[len(gaps) // 2] if gaps else 1
+    expected = round((stamps[-1] - stamps[0]) / period_ns) + 1 if stamps else 0
+    report: dict[str, Any] = {
+        "minutes": options.minutes,
+        "results": len(stamps),
+        "sets": expected,
+        "share": len(stamps) / expected if expected else 0.0,
+        "memory_mb": samples[-1][1],
+        "growth_mb": growth_mb(samples),
+        "timing": recording.diagnostics.get("timing", {}),
+        "synchronisation": recording.diagnostics.get("synchronisation", {}),
+        "memory": samples,
+    }
+    (out / "report.json").write_text(json.dumps(report, indent=2))
+    for name, value in report.items():
+        if name != "memory":
+            print(f"{name}: {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)
