@@ -426,6 +426,13 @@ class DataConfig:
     can_bus: Literal["exact", "published"] = "exact"
     divider_width_m: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.history_stride < 1:
+            raise ConfigError(f"data.history_stride must be at least 1, got {self.history_stride}")
+        for name in ("history", "future"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"data.{name} must not be negative, got {getattr(self, name)}")
+
 
 @dataclass
 class AugmentationConfig:
