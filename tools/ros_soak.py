@@ -63,7 +63,7 @@ def watch(replay: subprocess.Popen[bytes], node_pid: int, seconds: float) -> lis
 
 
 def growth_mb(samples: list[tuple[float, float]]) -> float:
-    """Growth of memory after :data:`SETTLED_S` (of the second half of shorter runs): last minute minus first."""
+    """Growth of memory after :data:`SETTLED_S` (half of shorter runs): the last minute against the first."""
     start_s = min(SETTLED_S, samples[-1][0] / 2)
     later = [memory for at_s, memory in samples if at_s >= start_s]
     some = max(1, min(len(later) // 2, 12))
