@@ -80,7 +80,8 @@ def test_half_precision_stays_near_full() -> None:
     torch.manual_seed(0)
     model = TinyModel()
     full, half = (
-        StreamingPredictor(model, precision=p).perceive(frames_at(0.0), "a")[1] for p in ("32-true", "bf16-mixed")
+        StreamingPredictor(model, precision=p).perceive(frames_at(0.0), "a")[1]
+        for p in ("32-true", "bf16-mixed")
     )
     assert full is not None
     assert half is not None
