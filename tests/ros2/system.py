@@ -121,6 +121,7 @@ class NodeProcess(Process):
             "calibration_file": bag / "calibration.yaml",
             "sweep_trigger": True,
             "score_threshold": 0.0,
+            "marker_threshold": 0.0,
             "diagnostics_period_s": 0.1,
             "image_transport": "raw" if raw else "compressed",
             "image_reliability": "reliable",
