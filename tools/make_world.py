@@ -53,13 +53,19 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"{WORLD_VERSION}, or {MINI_VERSION} with the scene names of nuScenes' mini set (%(default)s)",
     )
     parser.add_argument(
-        "--val-share", type=float, default=default.val_share, help="of the scenes, the last ones (%(default)s)"
+        "--val-share",
+        type=float,
+        default=default.val_share,
+        help="of the scenes, the last ones (%(default)s)",
     )
     parser.add_argument(
         "--jpeg-quality", type=int, default=default.jpeg_quality, help="1 to 100 (%(default)s)"
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes; the result is the same (%(default)s)"
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes; the result is the same (%(default)s)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser

@@ -111,10 +111,10 @@ def overlapping(cast: Cast, margin_m: float) -> list[tuple[int, int]]:
     half = np.array([actor.size_m[:2] for actor in cast.actors]) / 2 + margin_m
     radius = np.linalg.norm(half, axis=1)
     static = np.array([actor.is_static for actor in cast.actors])
-    for step in range(0, cast.steps, 3):
+    for step in range(0, cast.steps, 4):
         states = cast.states[step]
-        away = np.linalg.norm(states[:, None, :2] - states[None, :, :2], axis=-1)
-        near = np.triu(away < radius[:, None] + radius[None], 1)
+        x, y = (states[:, None, k] - states[None, :, k] for k in (0, 1))
+        near = np.triu(x * x + y * y < (radius[:, None] + radius[None]) ** 2, 1)
         if step:
             near &= ~(static[:, None] & static[None])
         first, second = np.nonzero(near)

@@ -294,7 +294,7 @@ def _road(
     centre = Path(fine.at(np.linspace(0.0, fine.length, int(np.ceil(fine.length)) + 1)))
     walkway = float(rng.uniform(2.6, 4.0))
     car_park = None
-    if rng.random() < 0.45:
+    if rng.random() < 0.6:
         middle, half = centre.length / 2 + float(rng.uniform(-6, 6)), float(rng.uniform(11.0, 15.0))
         car_park = (int(rng.choice([-1, 1])), middle - half, middle + half, float(rng.uniform(15.0, 17.5)))
     return Road(index, (a.index, b.index), (arm, (arm + 2) % 4), centre, lanes, lane_m, walkway, car_park)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from bevperception.data.world.cast import Actor
@@ -33,20 +34,20 @@ PARKED_WEIGHTS: Final = {
     "": 0.15,
 }
 WANTED: Final = {
-    "construction_vehicle": 60.0,
-    "trailer": 60.0,
-    "bus": 60.0,
-    "truck": 75.0,
-    "work zone": 50.0,
-    "motorcycle": 60.0,
+    "construction_vehicle": 85.0,
+    "trailer": 85.0,
+    "bus": 85.0,
+    "truck": 90.0,
+    "work zone": 70.0,
+    "motorcycle": 85.0,
 }
 """What is placed first: one at every so many metres of the ego car's way, and one more."""
 WORK_ZONES_M: Final = {"work zone": (12.0, 20.0), "short work zone": (6.8, 9.5)}
 REACH_M: Final = {
-    "work zone": 22.0,
-    "short work zone": 20.0,
-    "barrier": 20.0,
-    "traffic_cone": 20.0,
+    "work zone": 26.0,
+    "short work zone": 26.0,
+    "barrier": 26.0,
+    "traffic_cone": 26.0,
     "bicycle": 26.0,
 }
 NEEDED_M: Final = {"trailer": 12.0, "bus": 11.0, "work zone": 15.0}
@@ -86,6 +87,7 @@ class Roadside:
         self._times, self._rng = times, rng
         self._line = ego.poses(times[::10])[:, :2]
         self._sites = _sites(town, self._line)
+        self._town = town
 
     def first(self) -> list[Actor]:
         """What no scene is to lack, and people."""
@@ -106,9 +108,10 @@ class Roadside:
                 for spot in [_draw_spot(self._sites, anchor, 25.0, self._rng) for _ in range(12)]
                 if spot is not None
             ][:2]
-        if kind in ("barrier", "traffic_cone") and self._rng.random() < 0.6:
+        if kind in ("barrier", "traffic_cone") and self._rng.random() < 0.8:
             _try_near("short work zone", anchor, self._sites, actors, self._rng)
-        elif kind in ON_WALKWAY:
+            return actors or _at_corner(kind, self._town, anchor, self._rng)
+        if kind in ON_WALKWAY:
             _try_on_walkway(kind, anchor, self._sites, actors, self._rng)
         else:
             _try_near(kind, anchor, self._sites, actors, self._rng)
@@ -172,7 +175,7 @@ def _try_near(
     kind: str, anchor: Array, sites: list[_Site], actors: list[Actor], rng: np.random.Generator
 ) -> None:
     for _ in range(90):
-        spot = _draw_spot(sites, anchor, REACH_M.get(kind, 34.0), rng)
+        spot = _draw_spot(sites, anchor, REACH_M.get(kind, 42.0), rng)
         if spot is not None and _park(spot[0], kind, spot[1], actors, rng):
             return
 
@@ -246,7 +249,7 @@ def _try_on_walkway(
     kind: str, anchor: Array, sites: list[_Site], actors: list[Actor], rng: np.random.Generator
 ) -> None:
     for _ in range(90):
-        spot = _draw_spot(sites, anchor, REACH_M.get(kind, 34.0), rng)
+        spot = _draw_spot(sites, anchor, REACH_M.get(kind, 42.0), rng)
         if spot is None:
             continue
         site, s = spot
@@ -274,10 +277,26 @@ def _try_on_walkway(
         return
 
 
+def _at_corner(kind: str, town: Town, anchor: Array, rng: np.random.Generator) -> list[Actor]:
+    """Two in a row on the walkway round a crossing, for scenes that take place on it."""
+    near = [n for n in town.nodes if float(np.linalg.norm(n.position - anchor)) < 26.0]
+    for _ in range(20 if near else 0):
+        ring = near[int(rng.integers(len(near)))].area.buffer(0.8).exterior
+        start = float(rng.uniform(0.0, ring.length))
+        line = np.array([ring.interpolate((start + k) % ring.length).coords[0] for k in (0.0, 1.45, 2.9)])
+        if town.drivable.buffer(0.3).intersects(shapely.LineString(line)):
+            continue
+        heading = float(np.arctan2(*(line[2] - line[0])[::-1]))
+        if kind == "barrier":
+            return [_standing(kind, draw_size(kind, rng), line[1], heading + np.pi / 2, "", rng)]
+        return [_standing(kind, draw_size(kind, rng), place, heading, "", rng) for place in line]
+    return []
+
+
 def _car_park(road: Road, line: Array, rng: np.random.Generator) -> list[Actor]:
     actors = []
     for place, heading in parking_bays(road):
-        if rng.random() < 0.6 and _near(place, line) < NEAR_M:
+        if rng.random() < 0.75 and _near(place, line) < NEAR_M:
             yaw = heading + (np.pi if rng.random() < 0.3 else 0.0) + float(rng.normal(0.0, 0.03))
             actors.append(_standing("car", draw_size("car", rng), place, yaw, "vehicle.parked", rng))
     return actors

@@ -28,6 +28,7 @@ class Gate:
         stop_s: where a front has to stop.
         clear_s: where a back has left the crossing.
         way: (n, 2) places from the one to the other.
+        way_s: (n,) their arc lengths on the route.
     """
 
     node: int
@@ -36,10 +37,19 @@ class Gate:
     stop_s: float
     clear_s: float
     way: Array
+    way_s: Array
 
-    def crosses(self, other: Gate) -> bool:
-        """Whether two ways through a crossing, by different arms, come too near to be used at once."""
-        away = np.linalg.norm(self.way[:, None] - other.way[None], axis=-1)
+    def crosses(self, other: Gate, passed_s: float = -np.inf) -> bool:
+        """Whether a way comes too near to what is left of another one to be used beside it.
+
+        Args:
+            other: a way through the same crossing.
+            passed_s: how far on its route the back of the other vehicle is.
+        """
+        left = other.way[other.way_s > passed_s - 1.0]
+        if not len(left):
+            return False
+        away = np.linalg.norm(self.way[:, None] - left[None], axis=-1)
         return bool(away.min() < CONFLICT_M)
 
 
@@ -85,9 +95,10 @@ def random_route(town: Town, lane: Lane, length_m: float, left_m: float, rng: np
         if town.nodes[connector.node].is_crossing:
             road = town.roads[after.road]
             arm_out = road.arms[0] if after.forward else road.arms[1]
-            ends = length - STOP_M, out + 5.5
+            ends = length - STOP_M, out + 1.5
             way = np.concatenate((connector.path.points[::3], after.path.at(np.arange(0.0, 6.0, 1.5))))
-            gates.append(Gate(connector.node, here.end_arm, arm_out, *ends, way))
+            way_s = np.concatenate((length + connector.path.s[::3], out + np.arange(0.0, 6.0, 1.5)))
+            gates.append(Gate(connector.node, here.end_arm, arm_out, *ends, way, way_s))
         pieces += [connector.path, after.path]
         length = out + after.path.length
         roads.append((out, length, after.road))

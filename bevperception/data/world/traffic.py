@@ -17,10 +17,12 @@ from bevperception.data.world.routes import Gate, Route
 Array = NDArray[np.float64]
 
 STEP_S = 0.1
-ACCELERATION, BRAKING, HARDEST_BRAKING = 1.6, 2.4, 7.0
+ACCELERATION, BRAKING, HARDEST_BRAKING = 2.0, 2.4, 7.0
 HEADWAY_S, STANDSTILL_M = 1.3, 2.2
 LOOK_AHEAD_M = np.array([0.4, 1.5, 3, 5, 7, 9, 11, 13, 15, 18, 21, 24, 28, 32, 36])
 SIDE_GAP_M = 0.35
+FAVOURED = 0
+"""The driver who need not queue: the ego car, or scenes would be spent waiting."""
 CIRCLES = 4
 """Circles along its length that stand for a vehicle where others look ahead."""
 
@@ -76,20 +78,23 @@ class _Crossing:
         """Whether somebody walks over an arm that a way takes."""
         return any(arm in (gate.arm_in, gate.arm_out) for arm in self.walking.values())
 
-    def may_enter(self, index: int) -> bool:
+    def may_enter(self, index: int, drivers: list[Driver]) -> bool:
         """Whether it is a waiting driver's turn: nobody inside or before it is in its way."""
         gate = self.queue[index]
         if self.people_in(gate):
             return False
-        for other in self.inside.values():
-            if other.arm_in != gate.arm_in and gate.crosses(other):
+        for inside, other in self.inside.items():
+            back = drivers[inside].s - drivers[inside].rear_m
+            if other.arm_in != gate.arm_in and gate.crosses(other, back):
                 return False
-        for earlier, other in self.queue.items():
-            if earlier == index:
-                return True
-            if not self.people_in(other) and (other.arm_in == gate.arm_in or gate.crosses(other)):
-                return False
-        return True
+        if index == FAVOURED:
+            return True
+        before = [earlier for earlier in self.queue if earlier == FAVOURED]
+        before += list(self.queue)[: list(self.queue).index(index)]
+        return not any(
+            not self.people_in(other) and (other.arm_in == gate.arm_in or gate.crosses(other))
+            for other in (self.queue[earlier] for earlier in before)
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ def simulate(drivers: list[Driver], walkers: list[Walker], steps: int) -> Motion
     """Let the drivers drive; they and the walkers are changed.
 
     Args:
-        drivers: earlier ones are asked first at crossings.
+        drivers: the ego car first.
         walkers: those who want to cross; ``granted_s`` is set when they go.
         steps: of ``STEP_S``.
     """
@@ -122,7 +127,7 @@ def simulate(drivers: list[Driver], walkers: list[Walker], steps: int) -> Motion
         _let_walk(walkers, crossings, now)
         gaps, ahead = _gaps(drivers)
         for index, driver in enumerate(drivers):
-            stop = _stop_gap(index, driver, passed, crossings)
+            stop = _stop_gap(index, drivers, passed, crossings, gaps[index])
             leaders = [(gaps[index], ahead[index]), (stop, 0.0)]
             acceleration = min(_idm(driver, gap, leader) for gap, leader in leaders)
             after = max(0.0, driver.speed + acceleration * STEP_S)
@@ -168,8 +173,9 @@ def _gaps(drivers: list[Driver]) -> tuple[Array, Array]:
         yaw[index] = float(driver.route.path.yaw(driver.s))
         yaw_ahead[index] = driver.route.path.yaw(ahead)
     width, speed = np.array([d.width_m for d in drivers]), np.array([d.speed for d in drivers])
-    away = np.linalg.norm(points[:, :, None, None] - circles[None, None], axis=-1).min(axis=-1)
-    touch = away < (width[:, None] / 2 + width[None] / 2 + SIDE_GAP_M)[:, None]
+    x = points[:, :, 0, None, None] - circles[:, :, 0]
+    y = points[:, :, 1, None, None] - circles[:, :, 1]
+    touch = (x * x + y * y).min(axis=-1) < (width[:, None] / 2 + width[None] / 2 + SIDE_GAP_M)[:, None] ** 2
     touch[np.arange(count), :, np.arange(count)] = False
     blocked = touch.any(axis=2)
     first = np.where(blocked.any(axis=1), blocked.argmax(axis=1), len(LOOK_AHEAD_M) - 1)
@@ -181,9 +187,14 @@ def _gaps(drivers: list[Driver]) -> tuple[Array, Array]:
     return gap, np.where(np.isfinite(along), np.maximum(along, 0.0), 0.0)
 
 
-def _stop_gap(index: int, driver: Driver, passed: list[int], crossings: dict[int, _Crossing]) -> float:
-    """Distance to where a driver has to stop before a crossing; infinite where it need not."""
-    gates = driver.route.gates
+def _stop_gap(
+    index: int, drivers: list[Driver], passed: list[int], crossings: dict[int, _Crossing], free_m: float
+) -> float:
+    """Distance to where a driver has to stop before a crossing; infinite where it need not.
+
+    ``free_m`` is the length of its corridor that nothing stands in.
+    """
+    driver, gates = drivers[index], drivers[index].route.gates
     while passed[index] < len(gates):
         gate = gates[passed[index]]
         crossing = crossings.setdefault(gate.node, _Crossing())
@@ -199,10 +210,10 @@ def _stop_gap(index: int, driver: Driver, passed: list[int], crossings: dict[int
     if away < -1.0:  # it started beyond the line
         crossing.inside[index] = gate
         return np.inf
-    if away > max(14.0, driver.speed**2 / (2 * BRAKING) + 6.0):
-        return np.inf
+    if free_m < away or away > max(9.0, driver.speed**2 / (2 * BRAKING) + 6.0):
+        return np.inf  # the turn of whoever stands before it comes first
     crossing.queue.setdefault(index, gate)
-    if crossing.may_enter(index):
+    if crossing.may_enter(index, drivers):
         crossing.inside[index] = crossing.queue.pop(index)
         return np.inf
     return max(away + STANDSTILL_M, 0.1)

@@ -121,7 +121,10 @@ def triangles_of(scene: Scene, time_s: float) -> tuple[Array, NDArray[np.int64]]
 
 
 def cast_ray(eye: Array, ray: Array, triangles: Array) -> Array:
-    """(n,) distance, in units of the ray, at which it meets each triangle (Moeller, Trumbore 1997)."""
+    """(n,) distance, in units of the ray, at which it meets the outside of each triangle.
+
+    Source: Moeller and Trumbore, 1997. Faces show from outside only: the inside of a wheel does not.
+    """
     a, ab, ac = triangles[:, 0], triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
     across = np.cross(ray, ac)
     scale = (ab * across).sum(axis=1)
@@ -132,7 +135,7 @@ def cast_ray(eye: Array, ray: Array, triangles: Array) -> Array:
         v = (q @ ray) / scale
         distance = (ac * q).sum(axis=1) / scale
         hit = (u >= 0) & (v >= 0) & (u + v <= 1) & (distance > NEAR_M)
-    return np.where(hit & (np.abs(scale) > 1e-12), distance, np.inf)
+    return np.where(hit & (scale > 1e-12), distance, np.inf)
 
 
 def test_annotated_boxes_lie_on_the_pixels_of_their_actors(world: Path, nusc: NuScenes) -> None:
