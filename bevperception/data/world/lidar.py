@@ -22,8 +22,10 @@ ELEVATIONS: Final = np.deg2rad(np.linspace(-30.67, 10.67, BEAMS))
 REACH_M: Final = 80.0
 INTO_M: Final = 0.02
 """Points lie so deep inside the surface that they hit, so that they count as inside the box."""
-GROUND_STEP: Final = 12
-"""Of the ground and of scenery only the points of every so manieth azimuth are kept in the files."""
+GROUND_STEP: Final = 24
+"""Of the ground and of scenery the files hold only the points of every so manieth azimuth,"""
+ACTOR_POINTS: Final = 40
+"""and of an actor some so many, evenly chosen, or all if there are fewer."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,15 @@ def _one_per_azimuth(order: NDArray[np.int64], azimuth: NDArray[np.int64]) -> li
 
 
 def _points(ranges: Array, hits: NDArray[np.int64], actors: int) -> NDArray[np.float32]:
-    on_actor = (hits >= 0) & (hits < actors)
-    keep = np.isfinite(ranges) & (on_actor | (np.arange(AZIMUTHS) % GROUND_STEP == 0)[:, None])
+    elsewhere = (hits < 0) | (hits >= actors)
+    keep = elsewhere & np.isfinite(ranges) & (np.arange(AZIMUTHS) % GROUND_STEP == 0)[:, None]
+    rows = np.flatnonzero((hits >= 0) & (hits < actors))
+    owner = hits.ravel()[rows]
+    order = np.argsort(owner, kind="stable")
+    counts = np.bincount(owner, minlength=actors)
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    stride = np.maximum(-(-counts // ACTOR_POINTS), 1)
+    keep.ravel()[rows[order[place % stride[owner[order]] == 0]]] = True
     azimuth, beam = np.nonzero(keep)
     flat = ranges[keep] + np.where(hits[keep] >= 0, INTO_M, 0.0)
     angle = azimuth * (2 * np.pi / AZIMUTHS)

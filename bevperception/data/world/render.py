@@ -8,6 +8,7 @@ Since no two boxes overlap, that puts any two things in the right order at every
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Final
 
@@ -144,34 +145,28 @@ class _Canvas:
         self, faces: Faces, colours: Array, mark: NDArray[np.bool_], silhouette: NDArray[np.int64]
     ) -> None:
         """Draw things from far to near; the pixels of actors' silhouettes are written into ``silhouette``."""
-        outlines = [np.zeros((0, 8, 2), dtype=np.int32)] * len(faces.things)
-        boxes = np.zeros((len(faces.things), 4), dtype=np.int64)
         points = np.round(np.clip(faces.pixels, -1e6, 1e6) * ONE).astype(np.int32)
-        shapes: list[list[NDArray[np.int32]]] = []
-        for index in range(len(outlines)):
-            span = slice(int(faces.start[index]), int(faces.start[index + 1]))
-            shape = list(points[span])
-            if faces.behind[index]:
-                shape = [self._clipped(corners) for corners in faces.corners[span]]
-            shapes.append(shape)
-            every = (
-                points[span].reshape(-1, 2)
-                if not faces.behind[index]
-                else np.concatenate([*shape, points[:0, 0]])
-            )
-            if len(every):
-                low, high = every.min(axis=0) // ONE - 1, every.max(axis=0) // ONE + 3
-                boxes[index] = (*np.maximum(low, 0), *np.minimum(high, [self._eye.width, self._eye.height]))
-        compared = self._meet(boxes, faces.nearness)
-        paints = colours.tolist()
+        shapes = list(points)
+        starts = faces.start.tolist()
+        spans = [slice(a, b) for a, b in itertools.pairwise(starts)]
+        low, high = points.min(axis=1), points.max(axis=1)
+        for index in np.flatnonzero(faces.behind).tolist():
+            for row in range(*spans[index].indices(len(shapes))):
+                shapes[row] = self._clipped(faces.corners[row])
+                if len(shapes[row]):
+                    low[row], high[row] = shapes[row].min(axis=0), shapes[row].max(axis=0)
+                else:
+                    low[row], high[row] = ONE << 20, -ONE << 20
+        boxes = self._boxes(low, high, spans)
+        compared = self._meet(boxes, faces.nearness).tolist()
+        paints, marks = colours.tolist(), mark.tolist()
         for index, thing in enumerate(faces.things.tolist()):
             x0, y0, x1, y1 = boxes[index].tolist()
             if x1 <= x0 or y1 <= y0:
                 continue
-            start = int(faces.start[index])
-            window = (slice(y0, y1), slice(x0, x1))
+            span, window = spans[index], (slice(y0, y1), slice(x0, x1))
             number = thing + 1 if thing < self._actors else SCENERY_ID
-            drawn = list(zip(shapes[index], paints[start:], mark[start:].tolist(), strict=False))
+            drawn = list(zip(shapes[span], paints[span], marks[span], strict=True))
             if compared[index]:
                 planes = faces.planes[index][np.isfinite(faces.planes[index, :, 2])]
                 count = self._compare(drawn, window, planes, faces.nearness[index], number)
@@ -179,6 +174,19 @@ class _Canvas:
                 count = self._cover(drawn, window, number)
             if thing < self._actors:
                 silhouette[thing] = count
+
+    def _boxes(
+        self, low: NDArray[np.int32], high: NDArray[np.int32], spans: list[slice]
+    ) -> NDArray[np.int64]:
+        """(t, 4) pixels x, y from and to that things' faces lie in; from beyond to where there are none."""
+        boxes = np.zeros((len(spans), 4), dtype=np.int64)
+        filled = [index for index, span in enumerate(spans) if span.stop > span.start]
+        if filled:
+            firsts = [spans[index].start for index in filled]
+            boxes[filled, :2] = np.minimum.reduceat(low, firsts) // ONE - 1
+            boxes[filled, 2:] = np.maximum.reduceat(high, firsts) // ONE + 3
+        edge = [self._eye.width, self._eye.height]
+        return np.asarray(np.clip(boxes, 0, edge + edge))
 
     @staticmethod
     def _meet(boxes: NDArray[np.int64], nearness: Array) -> NDArray[np.bool_]:

@@ -79,6 +79,9 @@ def _car(size: Size, colour: Colour, rng: np.random.Generator) -> Mesh:
         builder.mark(body, side, (0.0, 1.0), (0.0, 0.14), shade(colour, 0.45))
     _lights(builder, body, 0.55, 0.88, 0.22)
     _wheels(builder, body, [-0.30 * length, 0.31 * length], 0.2 * height, b)
+    for x in (-0.30 * length, 0.31 * length):
+        for inner in (-b + 0.02, b - 0.24):
+            builder.box((x - 0.14 * height, x + 0.14 * height), (inner, inner + 0.22), (0.0, ground), TYRE)
     below = (-a + boot + 0.04, a - bonnet, -b + 0.05, b - 0.05, belt)
     above = (-a + boot + rear, a - bonnet - screen, -b + 0.22, b - 0.22, height)
     cabin = builder.solid(below, above, colour, layer=1)

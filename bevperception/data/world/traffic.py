@@ -20,6 +20,8 @@ STEP_S = 0.1
 ACCELERATION, BRAKING, HARDEST_BRAKING = 2.0, 2.4, 7.0
 HEADWAY_S, STANDSTILL_M = 1.3, 2.2
 LOOK_AHEAD_M = np.array([0.4, 1.5, 3, 5, 7, 9, 11, 13, 15, 18, 21, 24, 28, 32, 36])
+LOOK_EVERY = 2
+"""Drivers look ahead at every so manieth step."""
 SIDE_GAP_M = 0.35
 FAVOURED = 0
 """The driver who need not queue: the ego car, or scenes would be spent waiting."""
@@ -125,7 +127,8 @@ def simulate(drivers: list[Driver], walkers: list[Walker], steps: int) -> Motion
         s[step] = [driver.s for driver in drivers]
         speed[step] = [driver.speed for driver in drivers]
         _let_walk(walkers, crossings, now)
-        gaps, ahead = _gaps(drivers)
+        if step % LOOK_EVERY == 0:
+            gaps, ahead = _gaps(drivers)
         for index, driver in enumerate(drivers):
             stop = _stop_gap(index, drivers, passed, crossings, gaps[index])
             leaders = [(gaps[index], ahead[index]), (stop, 0.0)]
