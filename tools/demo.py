@@ -1,9 +1,9 @@
-"""The main job on one real key frame: train a small model on it, evaluate, draw.
+"""The main job, whole: perceive a drive, evaluate, draw pictures and a video.
 
-Data: a nuScenes folder given by --data-root or NUSCENES=/path (its first key frame is cut out; the folder is
-only read), else the key frame that BEVPERCEPTION_KEYFRAME names. There are no trained weights to show yet, so
-the model learns this one frame by heart: a check that the whole path works on your data, not a measure of how
-well it sees. A longer run (--steps) sees more.
+By default a small procedural world is made and the shipped weights, which have never seen it, perceive a
+scene of it. With your nuScenes (--data-root, or NUSCENES=/path; v1.0-mini is enough) a small model learns its
+first key frame by heart instead: a check that the whole path works on your data, not a measure of how well it
+sees, as there are no weights trained on nuScenes. The folder is only read. A longer run (--steps) sees more.
 """
 
 from __future__ import annotations
@@ -18,10 +18,15 @@ from pathlib import Path
 from bevperception.errors import BevError, ConfigError, DataError, run_program
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-CONFIG = REPOSITORY / "configs" / "keyframe_micro.yaml"
-KEYFRAME_SETTINGS = {"version": "v1.0-mini", "train_split": "mini_train", "val_split": "mini_train"}
+KEYFRAME_CONFIG = REPOSITORY / "configs" / "keyframe_micro.yaml"
 SUBSET_VERSION, SUBSET_SPLIT = "v1.0-demo", "demo"
 DEFAULT_STEPS = 250
+
+WEIGHTS = "world_micro"
+WORLD_SEED = 90210
+"""Of the demonstration's world: none that weights are trained on."""
+WORLD_SCENES = 2
+WORLD_SPLIT, WORLD_SCENE = "world_val", "scene-9002"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,13 +38,46 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--version", help="tables to use; default: v1.0-mini if there, else v1.0-trainval")
     parser.add_argument("--scene", help="scene to cut the key frame from; default: the first")
     parser.add_argument(
-        "--steps", type=int, default=DEFAULT_STEPS, help="training steps (default %(default)s)"
+        "--steps", type=int, default=DEFAULT_STEPS, help="training steps on nuScenes (default %(default)s)"
+    )
+    parser.add_argument(
+        "--weights", default=WEIGHTS, help="that perceive the procedural world (default %(default)s)"
     )
     parser.add_argument("--out", default="out/demo", help="folder for what it makes (default %(default)s)")
     options = parser.parse_args(argv)
     if options.steps < 1:
         raise ConfigError(f"--steps must be at least 1, got {options.steps}")
     return options
+
+
+def run(tool: str, *arguments: str) -> None:
+    """Run one of the project's programs as a user would, and show how.
+
+    Raises:
+        BevError: if it fails; it has said why.
+    """
+    command = [sys.executable, str(REPOSITORY / "tools" / tool), *arguments]
+    print("\n$ " + " ".join(["tools/" + tool, *arguments]), flush=True)
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        raise BevError(f"tools/{tool} ended with exit code {code}; its message is above")
+
+
+def perceive_world(weights: str, out: Path) -> None:
+    """Make a world and let weights perceive a scene of it that they have never seen."""
+    world = out / "world"
+    run("make_world.py", f"--scenes={WORLD_SCENES}", f"--seed={WORLD_SEED}", "--size=400x225", str(world))
+    data = (f"--data.root={world}", "--data.version=v1.0-world")
+    evaluation = out / "evaluation"
+    run("evaluate.py", f"--weights={weights}", f"--split={WORLD_SPLIT}", f"--out={evaluation}", *data)
+    shutil.copyfile(evaluation / "metrics.json", out / "metrics.json")
+    draw = (f"--weights={weights}", f"--split={WORLD_SPLIT}", *data)
+    run("visualize.py", *draw, "--sample=20", f"--out={out / 'prediction.png'}")
+    run("visualize.py", *draw, f"--scene={WORLD_SCENE}", f"--out={out / 'scene.mp4'}")
+    print(
+        f"\nlook at {out / 'prediction.png'} (six cameras, prediction beside ground truth) and "
+        f"{out / 'scene.mp4'}; numbers: {out / 'metrics.json'}"
+    )
 
 
 def choose_version(root: Path, wanted: str | None) -> str:
@@ -58,61 +96,51 @@ def choose_version(root: Path, wanted: str | None) -> str:
     )
 
 
-def data_settings(options: argparse.Namespace, out: Path) -> dict[str, str]:
-    """Where the key frame is: settings of ``data``.
+def cut_keyframe(options: argparse.Namespace, out: Path) -> list[str]:
+    """Cut one key frame out of a nuScenes folder; returns where it is, as arguments.
 
     Raises:
         DataError: if there is no data, or it cannot be read.
     """
-    if options.data_root is not None:
-        from bevperception.data.nuscenes import load_tables
-        from bevperception.data.subset import write_subset
+    from bevperception.data.nuscenes import load_tables
+    from bevperception.data.subset import write_subset
 
-        root = Path(options.data_root).expanduser()
-        version = choose_version(root, options.version)
-        print(f"reading {root}, version {version}", flush=True)
-        nusc = load_tables(root, version)
-        scene = options.scene or nusc.scene[0]["name"]
-        write_subset(nusc, scene, 1, out / "data", SUBSET_VERSION, SUBSET_SPLIT)
-        split = {"train_split": SUBSET_SPLIT, "val_split": SUBSET_SPLIT}
-        return {"root": str(out / "data"), "version": SUBSET_VERSION, **split}
-    keyframe = os.environ.get("BEVPERCEPTION_KEYFRAME")
-    if keyframe and (Path(keyframe) / KEYFRAME_SETTINGS["version"]).is_dir():
-        return {"root": keyframe, **KEYFRAME_SETTINGS}
-    raise DataError(
-        "the demo needs data, and found none\n"
-        "give it a nuScenes folder (make demo NUSCENES=/data/nuscenes; v1.0-mini is enough),\n"
-        "or set BEVPERCEPTION_KEYFRAME to the folder of a single key frame"
-    )
+    root = Path(options.data_root).expanduser()
+    version = choose_version(root, options.version)
+    print(f"reading {root}, version {version}", flush=True)
+    nusc = load_tables(root, version)
+    scene = options.scene or nusc.scene[0]["name"]
+    write_subset(nusc, scene, 1, out / "data", SUBSET_VERSION, SUBSET_SPLIT)
+    return [
+        f"--data.root={out / 'data'}",
+        f"--data.version={SUBSET_VERSION}",
+        f"--data.train_split={SUBSET_SPLIT}",
+        f"--data.val_split={SUBSET_SPLIT}",
+    ]
 
 
-def run(tool: str, *arguments: str) -> None:
-    """Run one of the project's programs as a user would, and show how.
-
-    Raises:
-        BevError: if it fails; it has said why.
-    """
-    command = [sys.executable, str(REPOSITORY / "tools" / tool), *arguments]
-    print("\n$ " + " ".join(["tools/" + tool, *arguments]), flush=True)
-    code = subprocess.run(command, check=False).returncode
-    if code:
-        raise BevError(f"tools/{tool} ended with exit code {code}; its message is above")
-
-
-def main() -> int:
-    """Train, evaluate, draw."""
-    options = parse()
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    settings = [f"--data.{key}={value}" for key, value in data_settings(options, out).items()]
+def learn_keyframe(options: argparse.Namespace, out: Path) -> None:
+    """Learn one key frame by heart, evaluate on it, draw it."""
+    data = cut_keyframe(options, out)
     run_folder, picture = out / "run", out / "prediction.png"
     shutil.rmtree(run_folder, ignore_errors=True)
     steps = f"--training.steps={options.steps}"
-    run("train.py", f"--config={CONFIG}", f"--out={run_folder}", steps, *settings)
+    run("train.py", f"--config={KEYFRAME_CONFIG}", f"--out={run_folder}", steps, *data)
     run("visualize.py", f"--weights={run_folder}", "--sample=0", f"--out={picture}")
     metrics = run_folder / "evaluation" / f"step-{options.steps:08d}" / "metrics.json"
     shutil.copyfile(metrics, out / "metrics.json")
     print(f"\nlook at {picture} (six cameras, prediction and ground truth); numbers: {out / 'metrics.json'}")
+
+
+def main() -> int:
+    """Perceive the procedural world, or learn a key frame of the user's."""
+    options = parse()
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if options.data_root is None:
+        perceive_world(options.weights, out)
+    else:
+        learn_keyframe(options, out)
     return 0
 
 

@@ -1,7 +1,7 @@
 """Everything that goes wrong on a vehicle, with real processes: perception goes on, and says what is wrong.
 
-The scene is played at 1.25 times its speed (sets at 2.5 Hz) with stamps that go on over the loops. Times in faults
-are the bag's: the fault begins 3 s after the first message and ends at 7 s, 3.2 s of wall time later.
+The scene is played at 1.25 times its speed (sets at 2.5 Hz) with stamps that go on over the loops. Times in
+faults are the bag's: the fault begins 3 s after the first message and ends at 7 s, 3.2 s of wall time later.
 """
 
 from __future__ import annotations
