@@ -20,10 +20,11 @@ MICRO = "internimage_micro"
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_detectors_checkpoint_fills_its_backbone(tmp_path: Path, wrapped: bool) -> None:
+@pytest.mark.parametrize("prefix", ["backbone.", "img_backbone.", "module.img_backbone."])
+def test_a_detectors_checkpoint_fills_its_backbone(tmp_path: Path, wrapped: bool, prefix: str) -> None:
     torch.manual_seed(1)
     trained = build_backbone(BackboneConfig(MICRO))
-    state = {f"backbone.{name}": value for name, value in trained.state_dict().items()}
+    state = {f"{prefix}{name}": value for name, value in trained.state_dict().items()}
     state["neck.weight"] = torch.zeros(1)
     torch.save({"state_dict": state} if wrapped else state, tmp_path / "detector.pth")
     fresh = build_backbone(BackboneConfig(MICRO))
@@ -56,6 +57,7 @@ def test_published_names_and_shapes_fit(manifest: str, variant: str, monkeypatch
         model = build_backbone(BackboneConfig(variant))
         tensors = {name: torch.empty(shape) for name, (shape, _) in parameters.items()}
     monkeypatch.setattr(backbone_file, "_tensors", lambda path: tensors)
+    monkeypatch.setattr(backbone_file, "_is_finite", lambda tensor: True)  # names and shapes alone
     load_backbone(model, variant, "published.pth")
 
 
@@ -69,6 +71,33 @@ def test_another_variant_is_refused(tmp_path: Path) -> None:
         model = build_backbone(BackboneConfig("resnet50"))
     with pytest.raises(CheckpointError, match="does not fit the backbone resnet50"):
         load_backbone(model, "resnet50", tmp_path / "micro.pth")
+
+
+def test_a_deeper_backbone_of_the_same_shapes_is_refused(tmp_path: Path) -> None:
+    deep = build_backbone(BackboneConfig("resnet101", out_indices=(0, 1, 2))).state_dict()
+    torch.save(deep, tmp_path / "r101.pth")
+    shallow = build_backbone(BackboneConfig("resnet50", out_indices=(0, 1, 2)))
+    with pytest.raises(CheckpointError, match=r"17 blocks more \(layer3\.10, layer3\.11"):
+        load_backbone(shallow, "resnet50", tmp_path / "r101.pth")
+    # Stages that are not built are no mistake.
+    short = build_backbone(BackboneConfig("resnet101", out_indices=(0, 1)))
+    assert load_backbone(short, "resnet101", tmp_path / "r101.pth") > 0
+    micro = build_backbone(BackboneConfig(MICRO)).state_dict()
+    surplus = {
+        "stages.2.blocks.3." + n.split(".", 4)[-1]: v.clone() for n, v in micro.items() if "2.blocks.2." in n
+    }
+    save_file({**micro, **surplus}, tmp_path / "micro.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 blocks more \(stages\.2\.blocks\.3\)"):
+        load_backbone(build_backbone(BackboneConfig(MICRO)), MICRO, tmp_path / "micro.safetensors")
+
+
+def test_nan_is_refused(tmp_path: Path) -> None:
+    state = build_backbone(BackboneConfig(MICRO)).state_dict()
+    name = next(iter(state))
+    state[name] = torch.full_like(state[name], float("nan"))
+    torch.save(state, tmp_path / "nan.pth")
+    with pytest.raises(CheckpointError, match=f"NaN or infinity in {name}"):
+        load_backbone(build_backbone(BackboneConfig(MICRO)), MICRO, tmp_path / "nan.pth")
 
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
