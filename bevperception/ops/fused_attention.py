@@ -35,12 +35,15 @@ class CompressedRows:
         return rows.repeat_interleave(self.row_start.diff(), output_size=self.map_of.numel())
 
     @cached_property
-    def by_map(self) -> list[tuple[int, Tensor]]:
-        """The maps that are looked into, each with the indices of its entries, in the rows' order."""
-        order = self.map_of.argsort(stable=True)
-        maps, counts = self.map_of[order].unique_consecutive(return_counts=True)
-        parts = order.split(counts.tolist()) if order.numel() else ()
-        return list(zip(maps.tolist(), parts, strict=True))
+    def by_map(self) -> Tensor:
+        """(E,) the entries map after map, within one in the rows' order."""
+        return self.map_of.argsort(stable=True)
+
+    @cached_property
+    def entries_of_map(self) -> list[tuple[int, int]]:
+        """The maps that are looked into, in the order of :attr:`by_map`, and their numbers of entries."""
+        maps, counts = self.map_of[self.by_map].unique_consecutive(return_counts=True)
+        return list(zip(maps.tolist(), counts.tolist(), strict=True))
 
 
 def deform_attn(
@@ -128,18 +131,21 @@ def deform_attn_unfused(
         each = (maps, logits.shape[0] // maps if maps else 0)
         locations = (starts + steps).unflatten(0, each)
         return ms_deform_attn(value, spatial_shapes, locations, weights.unflatten(0, each)).flatten(0, 1)
-    found = []
-    for index, entries in rows.by_map:
-        of_rows = rows.row_of[entries]
-        locations = starts[entries] + steps[of_rows]
-        found.append(
-            ms_deform_attn(value[index][None], spatial_shapes, locations[None], weights[of_rows][None])[0]
-        )
     total = value.new_zeros(logits.shape[0], heads * value.shape[3])
-    if found:
-        order = rows.row_of[torch.cat([entries for _, entries in rows.by_map])]
-        sampled = torch.cat(found)
-        total = total.to(sampled.dtype).index_add(0, order, sampled)
+    if rows.map_of.numel():
+        # One gather and one split: a part's own gather would cost a gradient of the whole each.
+        of_rows = rows.row_of[rows.by_map]
+        counts = [count for _, count in rows.entries_of_map]
+        locations = (starts[rows.by_map] + steps[of_rows]).split(counts)
+        parts = zip(rows.entries_of_map, locations, weights[of_rows].split(counts), strict=True)
+        of_map = value.unbind(0)
+        sampled = torch.cat(
+            [
+                ms_deform_attn(of_map[index][None], spatial_shapes, where[None], weight[None])[0]
+                for (index, _), where, weight in parts
+            ]
+        )
+        total = total.to(sampled.dtype).index_add(0, of_rows, sampled)
     return total / rows.row_start.diff().clamp_min(1)[:, None].to(total.dtype)
 
 
