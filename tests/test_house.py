@@ -179,12 +179,12 @@ def test_wrong_python_is_refused_with_a_message(house: Path) -> None:
 
 
 def make_targets() -> set[str]:
-    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    return set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 def test_readme_names_only_commands_that_exist() -> None:
     text = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"`?make ([a-z]+)", text))
+    named = set(re.findall(r"`?make ([a-z][a-z-]*)", text))
     assert {"demo", "test", "lint", "slow", "install"} <= named <= make_targets()
     for tool in set(re.findall(r"\btools/(\w+\.py)", text)):
         assert (ROOT / "tools" / tool).is_file(), f"README names tools/{tool}"
@@ -199,9 +199,9 @@ def test_readme_names_only_commands_that_exist() -> None:
 
 def test_makefile_describes_every_target() -> None:
     text = (ROOT / "Makefile").read_text()
-    described = set(re.findall(r'"make (\w+) ', text))
+    described = set(re.findall(r'"make ([\w-]+) ', text))
     assert described == make_targets() - {"help"}
-    assert set(re.search(r"\.PHONY: (.*)", text).group(1).split()) == make_targets()  # type: ignore[union-attr]
+    assert set(" ".join(re.findall(r"\.PHONY: (.*)", text)).split()) == make_targets()
 
 
 def test_ci_runs_lint_and_tests_and_stops_at_a_failure() -> None:
@@ -240,7 +240,8 @@ def test_no_tracked_file_names_a_machine_or_a_registry() -> None:
 
 
 def test_nothing_of_the_real_key_frame_is_tracked() -> None:
-    names = [path.name for path in tracked_files()]
+    pictures = ROOT / "bevperception" / "data" / "world" / "pictures"  # of the procedural world
+    names = [path.name for path in tracked_files() if path.parent != pictures]
     assert not [name for name in names if name.endswith((".jpg", ".pcd.bin", ".mp4"))]
     assert not [name for name in names if re.match(r"n0\d\d-20", name)]
 
