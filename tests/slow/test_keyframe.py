@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ def run(*arguments: str) -> None:
 @pytest.mark.slow
 def test_micro_model_learns_the_real_keyframe(real_keyframe: Path) -> None:
     """Boxes and vehicle footprints of the frame, by the devkit's metrics over the classes present."""
+    shutil.rmtree(OUT, ignore_errors=True)  # of an earlier time
     start_s = time.monotonic()
     run(
         "tools/train.py",
