@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -60,6 +60,29 @@ def require_fitting_types(operator: str, tensors: Mapping[str, Tensor]) -> None:
         f"{operator}: float64 may not be mixed with other dtypes",
         came,
         "Was a part of the model converted, or a tensor made from NumPy without a dtype?",
+    )
+
+
+def require_levels(operator: str, value: Tensor, shapes: Sequence[tuple[int, int]]) -> None:
+    """Check that the feature levels make up the maps.
+
+    Args:
+        operator: for the message.
+        value: (maps, cells, heads, channels).
+        shapes: (height, width) of each level.
+    """
+    require(
+        len(shapes) > 0 and all(h > 0 and w > 0 for h, w in shapes),
+        f"{operator}: spatial_shapes must hold at least one (height, width), all positive",
+        f"{shapes}",
+        "Is the feature pyramid empty, or the image smaller than a stride?",
+    )
+    cells = sum(h * w for h, w in shapes)
+    require(
+        value.shape[1] == cells,
+        f"{operator}: value must have as many cells as the levels of spatial_shapes together ({cells})",
+        f"value {tuple(value.shape)} and spatial_shapes {shapes}",
+        "Are the shapes (height, width) of these very maps?",
     )
 
 

@@ -13,6 +13,7 @@ from bevperception.ops.checks import (
     require,
     require_dimensions,
     require_fitting_types,
+    require_levels,
     working_copies,
 )
 
@@ -105,19 +106,7 @@ def _check(
         "attention_weights": attention_weights,
     }
     require_fitting_types(_NAME, tensors)
-    require(
-        len(shapes) > 0 and all(h > 0 and w > 0 for h, w in shapes),
-        f"{_NAME}: spatial_shapes must hold at least one (height, width), all positive",
-        f"{shapes}",
-        "Is the feature pyramid empty, or the image smaller than a stride?",
-    )
-    cells = sum(h * w for h, w in shapes)
-    require(
-        value.shape[1] == cells,
-        f"{_NAME}: value must have as many cells as the levels of spatial_shapes together ({cells})",
-        f"value {tuple(value.shape)} and spatial_shapes {shapes}",
-        "Are the shapes (height, width) of these very maps?",
-    )
+    require_levels(_NAME, value, shapes)
     batch, _, heads, _ = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
     expected = (batch, queries, heads, len(shapes), points, 2)

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from bevperception.ops.backend import Backend, choose_backend
-from bevperception.ops.checks import require, require_dimensions, require_fitting_types, working_copies
+from bevperception.ops.checks import (
+    require,
+    require_dimensions,
+    require_fitting_types,
+    require_levels,
+    working_copies,
+)
 from bevperception.ops.deformable_attention import ms_deform_attn
 
 _NAME = "deform_attn"
@@ -162,19 +168,7 @@ def _check(
     require_fitting_types(_NAME, tensors)
     value, offsets, logits, references = tensors.values()
     samples = len(anchors)
-    require(
-        len(shapes) > 0 and all(h > 0 and w > 0 for h, w in shapes),
-        f"{_NAME}: spatial_shapes must hold at least one (height, width), all positive",
-        f"{shapes}",
-        "Is the feature pyramid empty, or the image smaller than a stride?",
-    )
-    cells = sum(h * w for h, w in shapes)
-    require(
-        value.shape[1] == cells,
-        f"{_NAME}: value must have as many cells as the levels of spatial_shapes together ({cells})",
-        f"value {tuple(value.shape)} and spatial_shapes {shapes}",
-        "Are the shapes (height, width) of these very maps?",
-    )
+    require_levels(_NAME, value, shapes)
     require(
         samples % len(shapes) == 0 and groups > 0 and samples % groups == 0,
         f"{_NAME}: anchors must have one entry a level and point, a multiple of groups",
