@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -177,6 +178,11 @@ def read_torch_file(path: Path) -> object:
         content: object = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}") from None
+    except pickle.UnpicklingError:  # whose text advises to let its code run
+        raise CheckpointError(
+            f"{path} is damaged or not a checkpoint: no file of torch.save, or one that holds more than plain "
+            "containers and tensors"
+        ) from None
     except Exception as error:  # a damaged file leads the unpickler to errors of any type
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path} is damaged or not a checkpoint: {reason}") from None
