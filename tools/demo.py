@@ -86,6 +86,8 @@ def choose_version(root: Path, wanted: str | None) -> str:
     Raises:
         DataError: if the root or the version is not there.
     """
+    if not root.is_dir():
+        raise DataError(f"the nuScenes folder {root} does not exist; is its disk mounted?")
     there = sorted(p.parent.name for p in root.glob("*/sample_data.json"))
     for version in [wanted] if wanted else ["v1.0-mini", "v1.0-trainval", *there]:
         if version in there:
