@@ -180,8 +180,8 @@ def read_torch_file(path: Path) -> object:
         raise CheckpointError(f"no checkpoint at {path}") from None
     except pickle.UnpicklingError:  # whose text advises to let its code run
         raise CheckpointError(
-            f"{path} is damaged or not a checkpoint: no file of torch.save, or one that holds more than plain "
-            "containers and tensors"
+            f"{path} is damaged or not a checkpoint: no file of torch.save, or one that holds more than "
+            "plain containers and tensors"
         ) from None
     except Exception as error:  # a damaged file leads the unpickler to errors of any type
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__

@@ -151,7 +151,7 @@ class Harmful:
 def test_no_code_of_a_checkpoint_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Harmful()}, "bad.ckpt")
-    with pytest.raises(CheckpointError, match="is damaged or not a checkpoint: .*plain containers") as told:
+    with pytest.raises(CheckpointError, match=r"is damaged or not a checkpoint: .*plain containers") as told:
         read_checkpoint("bad.ckpt")
     assert "weights_only" not in str(told.value), "PyTorch's own text advises to let the code run"
     Path("plain.ckpt").write_bytes(pickle.dumps(Harmful(), protocol=2))
