@@ -444,6 +444,8 @@ class AugmentationConfig:
         image_flip: probability of mirroring all images of a frame.
         grid_mask: probability of blotting the squares of a grid out of a frame's images (GridMask); the
             queue's other frames stay whole.
+        camera_dropout: probability that one camera, any of them, is missing from all frames of a queue, so
+            that a model learns to do without.
         colour: strength of brightness, contrast and saturation jitter (0 for none).
         bev_rotation_deg: the BEV frame is turned by up to this much either way, degrees.
         bev_scale: range of the BEV frame's scale.
@@ -455,6 +457,7 @@ class AugmentationConfig:
     crop: float = 0.0
     image_flip: float = 0.0
     grid_mask: float = 0.0
+    camera_dropout: float = 0.0
     colour: float = 0.0
     bev_rotation_deg: float = 0.0
     bev_scale: tuple[float, float] = (1.0, 1.0)

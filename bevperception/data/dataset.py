@@ -24,7 +24,8 @@ from bevperception.geometry import transform_boxes
 from bevperception.structures import BadSample, Batch, Boxes3D, CameraFrames, Targets, concatenate_frames
 from bevperception.taxonomy import ATTRIBUTES, DETECTION_CLASSES
 
-_GRID_MASK = 1
+# Sources of randomness of their own: the other draws stay what they are without these.
+_GRID_MASK, _CAMERA_DROPOUT = 1, 2
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,16 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         if self.augmentation is not None:
             choice = AugmentationDraw.random(self.augmentation, len(self.data.cameras), rng)
         sample = self.reader.sample(token)
-        current = self._frames(sample, choice)
+        present = self._present(index, draw)
+        current = replace(self._frames(sample, choice), camera_mask=present)
         others = [*self._earlier(token, rng), *self._later(token)]
-        history = [current if t is None else self._frames(self.reader.sample(t), choice) for t in others]
+        history = [
+            current
+            if t is None
+            else replace(self._frames(self.reader.sample(t), choice), camera_mask=present)
+            for t in others
+        ]
         if self.augmentation is not None and self.augmentation.grid_mask > 0:
-            # A source of its own: the other draws stay what they are without it.
             own = np.random.default_rng((self.seed, draw, index, _GRID_MASK))
             mask = random_grid_mask(self.data.image_size, self.augmentation.grid_mask, own)
             current = current if mask is None else replace(current, images=current.images * mask)
@@ -144,6 +150,15 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
             tokens=[token],
             scene_tokens=[sample.scene_token],
         )
+
+    def _present(self, index: int, draw: int) -> Tensor | None:
+        """(1, cameras) False for the camera that augmentation takes away; None if it takes none."""
+        if self.augmentation is None or self.augmentation.camera_dropout <= 0.0:
+            return None
+        rng = np.random.default_rng((self.seed, draw, index, _CAMERA_DROPOUT))
+        cameras = len(self.data.cameras)
+        lost = int(rng.integers(cameras)) if rng.random() < self.augmentation.camera_dropout else cameras
+        return (torch.arange(cameras) != lost)[None]
 
     def _earlier(self, token: str, rng: np.random.Generator) -> list[str | None]:
         """Tokens of the queue's earlier frames, oldest first; None where the scene has none."""

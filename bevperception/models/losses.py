@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from bevperception.models.heads.box_code import BoxCodec
-from bevperception.models.matching import assign, matching_cost
+from bevperception.models.matching import assign_all, matching_cost
 from bevperception.structures import Boxes3D, DetectionOutputs
 
 ReduceMean = Callable[[Tensor], Tensor]
@@ -35,6 +36,43 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: flo
     if alpha >= 0:
         loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))
     return loss
+
+
+@dataclass(frozen=True)
+class PaddedBoxes:
+    """Ground truth of B samples, padded to the longest.
+
+    Attributes:
+        labels: (B, G) int64, 0 in the padding.
+        codes: (B, G, 10) box codes, float32 or wider, 0 in the padding.
+        counts: boxes of each sample.
+    """
+
+    labels: Tensor
+    codes: Tensor
+    counts: list[int]
+
+    @classmethod
+    def of(cls, boxes: Sequence[Boxes3D], codec: BoxCodec) -> PaddedBoxes:
+        """Pad and encode at least one sample's boxes, each possibly none."""
+        labels = pad_sequence([b.labels for b in boxes], batch_first=True)
+        codes = pad_sequence([codec.encode(b.values) for b in boxes], batch_first=True)
+        return cls(labels, codes, [len(b) for b in boxes])
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Pairs of prediction and ground truth; (M,) int64 each.
+
+    Attributes:
+        sets, samples, queries: which prediction.
+        truths: which of its sample's boxes.
+    """
+
+    sets: Tensor
+    samples: Tensor
+    queries: Tensor
+    truths: Tensor
 
 
 @dataclass(frozen=True)
@@ -70,66 +108,37 @@ class DetectionLoss:
     smooth_beta: float = 1.0
     keep_unknown_velocity: bool = False
 
-    def match(self, class_logits: Tensor, box_codes: Tensor, boxes: Boxes3D) -> tuple[Tensor, Tensor]:
-        """Query and ground-truth indices of one sample and layer.
+    def match(
+        self, class_logits: Tensor, box_codes: Tensor, targets: PaddedBoxes, valid: Tensor | None = None
+    ) -> Matches:
+        """Assign predictions to ground truth in every set of predictions on its own.
+
+        All costs are made at once and leave the device in one copy.
 
         Args:
-            class_logits: (Q, classes).
-            box_codes: (Q, 10).
-            boxes: ground truth, possibly none.
+            class_logits: (S, B, Q, classes) of S sets, the decoder's layers times the groups of queries.
+            box_codes: (S, B, Q, 10).
+            targets: ground truth of the B samples.
+            valid: (B, Q) bool, False for predictions that are padding; None for none.
         """
         with torch.no_grad():
             cost = matching_cost(
                 class_logits.float() if class_logits.dtype.itemsize < 4 else class_logits,
                 box_codes.float() if box_codes.dtype.itemsize < 4 else box_codes,
-                boxes.labels,
-                self.codec.encode(boxes.values).to(box_codes.dtype),
+                targets.labels,
+                targets.codes.to(torch.promote_types(box_codes.dtype, torch.float32)),
                 self.class_cost,
                 self.box_cost,
                 self.alpha,
                 self.gamma,
                 self.smooth_cost,
             )
-            return assign(cost)
+        found = assign_all(cost, targets.counts, None if valid is None else valid.cpu().numpy())
+        columns = torch.from_numpy(found).to(cost.device, non_blocking=True).unbind(-1)
+        return Matches(*columns)
 
-    def layer(
-        self,
-        class_logits: Tensor,
-        box_codes: Tensor,
-        targets: Sequence[Boxes3D],
-        positives: Tensor,
-        valid: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Classification and box loss of one layer.
-
-        Args:
-            class_logits: (B, Q, classes).
-            box_codes: (B, Q, 10).
-            targets: ground truth of the B samples.
-            positives: scalar that both losses are divided by.
-            valid: (B, Q) bool, False for padding, which is neither matched nor background.
-        """
-        wanted = torch.zeros_like(class_logits)
-        box_loss = box_codes.sum() * 0.0
-        for sample, boxes in enumerate(targets):
-            queries, truths = self._match_valid(class_logits, box_codes, boxes, sample, valid)
-            wanted[sample, queries, boxes.labels[truths]] = 1.0
-            codes = self.codec.encode(boxes.values[truths]).to(box_codes)
-            box_loss = box_loss + self._box_loss(box_codes[sample, queries], codes)
-        focal = sigmoid_focal_loss(class_logits, wanted, self.alpha, self.gamma)
-        class_loss = (focal if valid is None else torch.where(valid[..., None], focal, 0.0)).sum()
-        return self.class_weight * class_loss / positives, self.box_weight * box_loss / positives
-
-    def _match_valid(
-        self, class_logits: Tensor, box_codes: Tensor, boxes: Boxes3D, sample: int, valid: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        if valid is None:
-            return self.match(class_logits[sample], box_codes[sample], boxes)
-        there = valid[sample].nonzero().squeeze(-1)
-        queries, truths = self.match(class_logits[sample, there], box_codes[sample, there], boxes)
-        return there[queries], truths
-
-    def _box_loss(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+    def _box_losses(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+        """Box loss of each of M matched pairs of codes, both (M, 10): (M,)."""
         known = wanted.isfinite()
         if not self.keep_unknown_velocity:
             known = known.all(-1, keepdim=True).expand_as(wanted)
@@ -138,7 +147,19 @@ class DetectionLoss:
             beta = self.smooth_beta
             difference = torch.where(difference < beta, 0.5 * difference**2 / beta, difference - 0.5 * beta)
         weights = predicted.new_tensor(list(self.code_weights))
-        return torch.where(known, difference * weights, 0.0).sum()
+        return torch.where(known, difference * weights, 0.0).sum(-1)
+
+    def _class_losses(
+        self, class_logits: Tensor, targets: PaddedBoxes, matches: Matches, valid: Tensor | None
+    ) -> Tensor:
+        """Focal loss of every set: (S,)."""
+        wanted = torch.zeros_like(class_logits)
+        labels = targets.labels[matches.samples, matches.truths]
+        wanted[matches.sets, matches.samples, matches.queries, labels] = 1.0
+        focal = sigmoid_focal_loss(class_logits, wanted, self.alpha, self.gamma)
+        if valid is not None:
+            focal = torch.where(valid[..., None], focal, 0.0)
+        return focal.flatten(1).sum(-1)
 
     def __call__(
         self, outputs: DetectionOutputs, targets: Sequence[Boxes3D], reduce_mean: ReduceMean
@@ -152,28 +173,40 @@ class DetectionLoss:
             targets: ground truth of the B samples.
             reduce_mean: over processes.
         """
-        groups = [outputs.group(g) for g in range(outputs.groups)] if outputs.groups > 1 else [outputs]
-        found = [self._group(group, targets, reduce_mean) for group in groups]
-        if len(found) == 1:
-            return found[0]
-        return {name: torch.stack([losses[name] for losses in found]).mean() for name in found[0]}
-
-    def _group(
-        self, outputs: DetectionOutputs, targets: Sequence[Boxes3D], reduce_mean: ReduceMean
-    ) -> dict[str, Tensor]:
-        layers, batch, queries, _ = outputs.class_logits.shape
-        places = [queries] * batch if outputs.valid is None else outputs.valid.sum(-1).tolist()
-        matched = sum(min(len(boxes), place) for boxes, place in zip(targets, places, strict=True))
-        positives = reduce_mean(outputs.class_logits.new_tensor(float(matched))).clamp_min(1.0)
+        layers, groups = outputs.class_logits.shape[0], outputs.groups
+        logits, codes = (_by_set(x, groups) for x in (outputs.class_logits, outputs.box_codes))
+        queries = logits.shape[2]
+        # Every group has the same padding.
+        valid = None if outputs.valid is None else outputs.valid[:, :queries]
+        truth = PaddedBoxes.of(targets, self.codec)
+        matches = self.match(logits, codes, truth, valid)
+        places = [queries] * len(targets) if valid is None else valid.sum(-1).tolist()
+        matched = sum(min(count, place) for count, place in zip(truth.counts, places, strict=True))
+        positives = reduce_mean(logits.new_tensor(float(matched))).clamp_min(1.0)
+        class_losses = self._class_losses(logits, truth, matches, valid)
+        pairs = self._box_losses(
+            codes[matches.sets, matches.samples, matches.queries],
+            truth.codes[matches.samples, matches.truths].to(codes),
+        )
+        box_losses = codes.sum((1, 2, 3)) * 0.0  # a gradient, though zero, where nothing is matched
+        box_losses = box_losses.index_add(0, matches.sets, pairs)
         losses = {}
         for index in range(layers):
-            class_loss, box_loss = self.layer(
-                outputs.class_logits[index], outputs.box_codes[index], targets, positives, outputs.valid
-            )
             prefix = "" if index == layers - 1 else f"layer{index}."
-            losses[f"{prefix}class"] = class_loss
-            losses[f"{prefix}box"] = box_loss
+            for name, weight, found in (
+                ("class", self.class_weight, class_losses),
+                ("box", self.box_weight, box_losses),
+            ):
+                of_groups = found[index * groups : (index + 1) * groups]
+                losses[f"{prefix}{name}"] = weight * of_groups.mean() / positives
         return losses
+
+
+def _by_set(values: Tensor, groups: int) -> Tensor:
+    """(layers, B, groups * Q, c) to (layers * groups, B, Q, c)."""
+    layers, batch, queries, columns = values.shape
+    by_group = values.view(layers, batch, groups, queries // groups, columns)
+    return by_group.transpose(1, 2).flatten(0, 1)
 
 
 @dataclass(frozen=True)

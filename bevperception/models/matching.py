@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -16,18 +20,19 @@ def focal_cost(
     """Classification cost of giving each prediction each ground truth's label.
 
     Args:
-        class_logits: (Q, classes).
-        labels: (G,) int64.
+        class_logits: (..., Q, classes).
+        labels: (G,) int64, or (B, G) for logits (..., B, Q, classes).
         alpha, gamma: of the focal loss.
         eps: added before logarithms.
 
     Returns:
-        (Q, G).
+        (..., Q, G).
     """
     p = class_logits.sigmoid()
     negative = -(1 - p + eps).log() * (1 - alpha) * p.pow(gamma)
     positive = -(p + eps).log() * alpha * (1 - p).pow(gamma)
-    return positive[:, labels] - negative[:, labels]
+    index = labels[..., None, :].expand(*class_logits.shape[:-1], labels.shape[-1])
+    return (positive - negative).gather(-1, index)
 
 
 def matching_cost(
@@ -44,21 +49,23 @@ def matching_cost(
     """Focal classification cost plus the distance of the codes without velocity.
 
     Args:
-        class_logits: (Q, classes).
-        box_codes: (Q, 10).
-        labels: (G,) int64.
-        target_codes: (G, 10).
+        class_logits: (..., Q, classes).
+        box_codes: (..., Q, 10).
+        labels: (G,) int64, or (B, G) for predictions (..., B, Q, c).
+        target_codes: (G, 10) or (B, G, 10).
         class_weight, box_weight: weights of the two.
         alpha, gamma: of the focal cost.
         smooth: smooth L1 (beta 1) in place of L1.
 
     Returns:
-        (Q, G).
+        (..., Q, G).
     """
-    difference = (box_codes[:, None, :MATCHED_CODES] - target_codes[None, :, :MATCHED_CODES]).abs()
+    predicted, wanted = box_codes[..., :MATCHED_CODES], target_codes[..., :MATCHED_CODES]
     if smooth:
-        difference = torch.where(difference < 1, 0.5 * difference**2, difference - 0.5)
-    distance = difference.sum(-1)
+        difference = (predicted[..., None, :] - wanted[..., None, :, :]).abs()
+        distance = torch.where(difference < 1, 0.5 * difference**2, difference - 0.5).sum(-1)
+    else:
+        distance = torch.cdist(predicted, wanted.expand(*predicted.shape[:-2], -1, -1), p=1.0)
     return class_weight * focal_cost(class_logits, labels, alpha, gamma) + box_weight * distance
 
 
@@ -71,9 +78,31 @@ def assign(cost: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         query indices and ground-truth indices, (min(Q, G),) int64 each, on the cost's device.
     """
-    finite = torch.nan_to_num(cost.detach().double().cpu(), nan=1e8, posinf=1e8, neginf=-1e8)
-    rows, columns = linear_sum_assignment(finite.numpy())
-    return (
-        torch.as_tensor(rows, dtype=torch.long, device=cost.device),
-        torch.as_tensor(columns, dtype=torch.long, device=cost.device),
-    )
+    found = torch.from_numpy(assign_all(cost[None, None], [cost.shape[1]])).to(cost.device)
+    return found[:, 2], found[:, 3]
+
+
+def assign_all(
+    cost: Tensor, counts: Sequence[int], valid: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
+    """The assignment of least total cost of every set of predictions and sample.
+
+    Args:
+        cost: (S, B, Q, G). Costs that are not finite count as very large.
+        counts: how many of the G columns of each of the B samples are ground truth.
+        valid: (B, Q), False for predictions that take no part; None for none.
+
+    Returns:
+        (M, 4) set, sample, query, ground truth of the pairs.
+    """
+    costs = cost.detach().double().cpu().nan_to_num_(nan=1e8, posinf=1e8, neginf=-1e8).numpy()
+    found = [np.zeros((0, 4), dtype=np.int64)]
+    for sample, count in enumerate(counts):
+        there = None if valid is None else valid[sample].nonzero()[0]
+        for index, of_set in enumerate(costs[:, sample, :, :count]):
+            queries, truths = linear_sum_assignment(of_set if there is None else of_set[there])
+            if there is not None:
+                queries = there[queries]
+            place = np.broadcast_to((index, sample), (len(queries), 2))
+            found.append(np.column_stack((place, queries, truths)))
+    return np.concatenate(found)

@@ -141,18 +141,46 @@ def deform_attn_unfused(
     if rows.map_of.numel():
         # One gather and one split: a part's own gather would cost a gradient of the whole each.
         of_rows = rows.row_of[rows.by_map]
-        counts = [count for _, count in rows.entries_of_map]
-        locations = (starts[rows.by_map] + steps[of_rows]).split(counts)
-        parts = zip(rows.entries_of_map, locations, weights[of_rows].split(counts), strict=True)
-        of_map = value.unbind(0)
-        sampled = torch.cat(
-            [
-                ms_deform_attn(of_map[index][None], spatial_shapes, where[None], weight[None])[0]
-                for (index, _), where, weight in parts
-            ]
-        )
+        sample = _sample_by_map if value.device.type == "cpu" else _sample_padded
+        sampled = sample(value, spatial_shapes, starts[rows.by_map] + steps[of_rows], weights[of_rows], rows)
         total = total.to(sampled.dtype).index_add(0, of_rows, sampled)
     return total / rows.row_start.diff().clamp_min(1)[:, None].to(total.dtype)
+
+
+def _sample_by_map(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    locations: Tensor,
+    weights: Tensor,
+    rows: CompressedRows,
+) -> Tensor:
+    """What the entries see, (E, H*C) in the order of ``rows.by_map``: one map after the other, no padding."""
+    counts = [count for _, count in rows.entries_of_map]
+    parts = zip(rows.entries_of_map, locations.split(counts), weights.split(counts), strict=True)
+    of_map = value.unbind(0)
+    return torch.cat(
+        [
+            ms_deform_attn(of_map[index][None], spatial_shapes, where[None], weight[None])[0]
+            for (index, _), where, weight in parts
+        ]
+    )
+
+
+def _sample_padded(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    locations: Tensor,
+    weights: Tensor,
+    rows: CompressedRows,
+) -> Tensor:
+    """As :func:`_sample_by_map`, in one call on maps padded to the longest: a GPU launches slowly."""
+    maps, longest = value.shape[0], max(count for _, count in rows.entries_of_map)
+    of_map = rows.map_of[rows.by_map]
+    first = torch.searchsorted(of_map, torch.arange(maps, device=value.device))
+    place = of_map * longest + torch.arange(of_map.numel(), device=value.device) - first[of_map]
+    padded = [x.new_zeros(maps * longest, *x.shape[1:]).index_copy(0, place, x) for x in (locations, weights)]
+    where, weight = (x.unflatten(0, (maps, longest)) for x in padded)
+    return ms_deform_attn(value, spatial_shapes, where, weight).flatten(0, 1)[place]
 
 
 def _check(

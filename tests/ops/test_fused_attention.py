@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bevperception.ops import CompressedRows, deform_attn, deform_attn_unfused, native, use_backend
+from bevperception.ops import (
+    CompressedRows,
+    deform_attn,
+    deform_attn_unfused,
+    fused_attention,
+    native,
+    use_backend,
+)
 from tests.ops.problems import ISAS, needs_native
 
 Arguments = dict[str, Any]
@@ -114,6 +121,19 @@ def test_against_loops(problem: RowsProblem, backend: str) -> None:
     arguments = problem.arguments()
     with use_backend(backend):  # type: ignore[arg-type]
         torch.testing.assert_close(deform_attn(**arguments), loops(arguments))
+
+
+@EACH
+def test_one_padded_call_is_as_map_by_map(problem: RowsProblem, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = problem.arguments()
+    tensors = [x.requires_grad_() for x in arguments.values() if isinstance(x, torch.Tensor)]
+    expected = deform_attn_unfused(**arguments)
+    monkeypatch.setattr(fused_attention, "_sample_by_map", fused_attention._sample_padded)
+    found = deform_attn_unfused(**arguments)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((y * weights).sum(), tensors) for y in (expected, found)]
+    torch.testing.assert_close(gradients[1], gradients[0])
 
 
 @needs_native

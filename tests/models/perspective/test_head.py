@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +41,7 @@ def fitting_boxes(count: int = 12) -> Boxes3D:
 
 
 def targets_of(boxes: Boxes3D, cameras: Pinholes) -> list[ImageTargets]:
-    return [image_targets(boxes, cameras[torch.tensor([i])], SIZE, 3) for i in range(len(cameras.intrinsics))]
+    return image_targets([boxes] * len(cameras.intrinsics), cameras, SIZE, 3)
 
 
 def test_assignment_against_a_slow_one() -> None:
@@ -198,15 +199,13 @@ def test_orders_of_places_agree() -> None:
 
 
 def test_doubles_are_suppressed_within_images_and_over_cameras() -> None:
-    rectangle = torch.tensor(
-        [[0, 0, 10, 10], [1, 0, 11, 10], [1, 0, 11, 10], [50, 50, 60, 60], [0, 0, 10, 10.0]]
-    )
-    values = torch.zeros(5, 9)
+    rectangle = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [1, 0, 11, 10], [50, 50, 60, 60], [0, 0, 10, 10.0]])
+    values = np.zeros((5, 9))
     values[:, 3] = 4.0
-    values[:, 0] = torch.tensor([10.0, 30.0, 50.0, 11.0, 70.0])
-    images, labels = torch.tensor([0, 0, 1, 1, 0]), torch.tensor([0, 0, 0, 0, 3])
+    values[:, 0] = [10.0, 30.0, 50.0, 11.0, 70.0]
+    images, labels = np.array([0.0, 0, 1, 1, 0]), np.array([0.0, 0, 0, 0, 3])
     # 1 overlaps 0 in its image; 3 stands a metre from 0, seen by another camera; 4 is of another class.
     assert without_doubles(rectangle, values, images, labels, ProposalRules()).tolist() == [0, 2, 4]
     assert without_doubles(rectangle, values, images, labels, ProposalRules(limit=2)).tolist() == [0, 2]
-    nothing = torch.zeros(0, dtype=torch.long)
+    nothing = np.zeros(0)
     assert without_doubles(rectangle[:0], values[:0], nothing, nothing, ProposalRules()).tolist() == []

@@ -154,7 +154,7 @@ class PerspectiveLoss:
 def _objects(targets: Sequence[ImageTargets], index: Tensor, like: CameraBoxes) -> CameraBoxes:
     """The true boxes of places."""
     fields = {
-        name: torch.cat([getattr(t.boxes, name).to(value) for t in [*targets, no_targets(value)]])[index]
+        name: torch.cat([getattr(t.boxes, name) for t in [*targets, no_targets(value)]])[index].to(value)
         for name, value in vars(like).items()
     }
     return CameraBoxes(**fields)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -90,18 +91,35 @@ def propose(
     features = torch.cat([f.flatten(2) for f in outputs.features], dim=2)
     features = features[found.image, :, found.place]
     sample_of = torch.div(outputs.images, outputs.shape[1], rounding_mode="floor")[found.image]
-    proposals = []
-    for sample in range(outputs.shape[0]):
-        mine = (sample_of == sample).nonzero().squeeze(-1)
-        mine = mine[found.score[mine].argsort(descending=True, stable=True)]
-        kept = mine[
-            without_doubles(
-                rectangles[mine], values[mine].detach(), found.image[mine], found.label[mine], rules
-            )
-        ]
-        boxes = Boxes3D(values[kept], found.label[kept], scores[kept])
-        proposals.append(Proposals(boxes, features[kept]))
-    return proposals
+    kept = _kept(found, sample_of, rectangles, values.detach(), outputs.shape[0], rules)
+    return [
+        Proposals(Boxes3D(values[mine], found.label[mine], scores[mine]), features[mine])
+        for mine in (torch.from_numpy(indices).to(values.device) for indices in kept)
+    ]
+
+
+def _kept(
+    found: _Candidates,
+    sample_of: Tensor,
+    rectangles: Tensor,
+    values: Tensor,
+    samples: int,
+    rules: ProposalRules,
+) -> list[NDArray[np.int64]]:
+    """Candidates that become proposals, best first, of every sample; all leave the device in one copy."""
+    whole = (sample_of, found.image, found.label, found.score)
+    columns = torch.cat(
+        (torch.stack([x.double() for x in whole], -1), rectangles.double(), values.double()), -1
+    )
+    rows = columns.cpu().numpy()
+    order = np.lexsort((-rows[:, 3], rows[:, 0]))
+    first = np.searchsorted(rows[order, 0], np.arange(samples + 1))
+    kept = []
+    for begin, end in pairwise(first.tolist()):
+        mine = order[begin:end]
+        part = rows[mine]
+        kept.append(mine[without_doubles(part[:, 4:8], part[:, 8:], part[:, 1], part[:, 2], rules)])
+    return kept
 
 
 def _widen(value: Tensor) -> Tensor:
@@ -119,22 +137,24 @@ def _candidates(scores: Tensor, rules: ProposalRules) -> _Candidates:
 
 
 def without_doubles(
-    rectangles: Tensor, values: Tensor, images: Tensor, labels: Tensor, rules: ProposalRules
-) -> Tensor:
+    rectangle: NDArray[np.float64],
+    row: NDArray[np.float64],
+    image: NDArray[np.float64],
+    label: NDArray[np.float64],
+    rules: ProposalRules,
+) -> NDArray[np.int64]:
     """Greedy non-maximum suppression in the images, then on the ground over all cameras.
 
     Args:
-        rectangles: (n, 4) pixels, in descending order of score.
-        values: (n, 9) boxes in the BEV frame.
-        images, labels: (n,).
+        rectangle: (n, 4) pixels, in descending order of score.
+        row: (n, 9) boxes in the BEV frame.
+        image, label: (n,).
         rules: thresholds and limit.
 
     Returns:
         Indices that stay, in order, at most ``rules.limit``.
     """
-    rectangle, image = _numpy(rectangles), _numpy(images)
-    row, label = _numpy(values), _numpy(labels)
-    radius = np.maximum(rules.merge_share * row[:, 3], _SMALLEST_RADIUS_M) if len(row) else row[:, 3]
+    radius = np.maximum(rules.merge_share * row[:, 3], _SMALLEST_RADIUS_M)
 
     def doubles_of(index: int, others: NDArray[np.intp]) -> NDArray[np.bool_]:
         same_image = image[others] == image[index]
@@ -144,8 +164,7 @@ def without_doubles(
         near &= label[others] == label[index]
         return near
 
-    kept = _greedy(len(label), doubles_of, rules.limit)
-    return torch.tensor(kept, dtype=torch.long, device=labels.device)
+    return np.array(_greedy(len(label), doubles_of, rules.limit), dtype=np.int64)
 
 
 def _greedy(
@@ -165,9 +184,4 @@ def _iou(one: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.fl
     intersection = np.clip(high - low, 0, None).prod(-1)
     areas = (others[:, 2:] - others[:, :2]).prod(-1) + (one[2:] - one[:2]).prod()
     result: NDArray[np.float64] = intersection / np.maximum(areas - intersection, 1e-9)
-    return result
-
-
-def _numpy(tensor: Tensor) -> NDArray[np.float64]:
-    result: NDArray[np.float64] = tensor.double().cpu().numpy()
     return result

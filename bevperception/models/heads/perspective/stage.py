@@ -100,23 +100,17 @@ class PerspectiveStage(nn.Module):
             boxes: of B samples, BEV frame.
         """
         project_to_own = self.own_class.argsort()
-        cameras = pinholes(outputs.bev_to_image)
-        config, found = self.config, []
-        for index, image in enumerate(outputs.images.tolist()):
-            sample = boxes[image // outputs.shape[1]]
-            renamed = Boxes3D(sample.values, project_to_own[sample.labels], None, sample.attributes)
-            found.append(
-                image_targets(
-                    renamed,
-                    cameras[torch.tensor([index])],
-                    outputs.image_size,
-                    MAX_ATTRIBUTES,
-                    config.min_side_px,
-                    config.min_visible,
-                    config.max_depth_m,
-                )
-            )
-        return found
+        renamed = [Boxes3D(b.values, project_to_own[b.labels], None, b.attributes) for b in boxes]
+        config = self.config
+        return image_targets(
+            [renamed[image // outputs.shape[1]] for image in outputs.images.tolist()],
+            pinholes(outputs.bev_to_image),
+            outputs.image_size,
+            MAX_ATTRIBUTES,
+            config.min_side_px,
+            config.min_visible,
+            config.max_depth_m,
+        )
 
     def losses(
         self, outputs: PerspectiveOutputs, boxes: Sequence[Boxes3D], reduce_mean: ReduceMean

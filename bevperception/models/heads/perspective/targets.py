@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from bevperception.models.heads.perspective.camera import (
     CameraBoxes,
@@ -42,35 +43,55 @@ class ImageTargets:
 
 
 def image_targets(
-    boxes: Boxes3D,
-    camera: Pinholes,
+    boxes: Sequence[Boxes3D],
+    cameras: Pinholes,
     image_size: tuple[int, int],
     no_attribute: int,
     min_side_px: float = 4.0,
     min_visible: float = 0.2,
     max_depth_m: float = 80.0,
-) -> ImageTargets:
-    """What one image shows of the ground truth.
+) -> list[ImageTargets]:
+    """What images show of the ground truth; all at once.
 
     Args:
-        boxes: of the whole scene, BEV frame.
-        camera: one camera.
+        boxes: M sets, what is around each image's vehicle, BEV frame.
+        cameras: M cameras, one an image.
         image_size: (height, width) in pixels.
         no_attribute: stands for an unknown attribute.
         min_side_px: boxes whose rectangle is narrower or lower are left out,
         min_visible: as are those of whose rectangle a smaller share lies in the image,
         max_depth_m: and those that are farther away.
+
+    Returns:
+        M targets.
     """
-    cameras = camera[torch.zeros(len(boxes), dtype=torch.long, device=camera.intrinsics.device)]
-    seen, speeds = boxes_to_camera(boxes.values, cameras)
-    rectangles, visible = image_rectangles(seen, cameras.intrinsics, image_size)
+    if not boxes:
+        return []
+    counts = torch.tensor([len(b) for b in boxes])
+    device = cameras.intrinsics.device
+    image = torch.arange(len(boxes)).repeat_interleave(counts).to(device)
+    labels = torch.cat([b.labels for b in boxes])
+    seen, speeds = boxes_to_camera(torch.cat([b.values for b in boxes]), cameras[image])
+    rectangles, visible = image_rectangles(seen, cameras.intrinsics[image], image_size)
     sides = rectangles[:, 2:] - rectangles[:, :2]
     keep = (sides >= min_side_px).all(-1) & (visible >= min_visible)
     keep &= (seen.depth_m > 0.5) & (seen.depth_m <= max_depth_m)
-    attributes = torch.full_like(boxes.labels, -1) if boxes.attributes is None else boxes.attributes
+    kept = keep.nonzero().squeeze(-1)
+    attributes = torch.cat(
+        [torch.full_like(b.labels, -1) if b.attributes is None else b.attributes for b in boxes]
+    )
     attributes = torch.where(attributes < 0, no_attribute, attributes)
-    kept = CameraBoxes(**{name: value[keep] for name, value in vars(seen).items()})
-    return ImageTargets(rectangles[keep], boxes.labels[keep], kept, attributes[keep], speeds[keep])
+    sizes = torch.bincount(image[kept], minlength=len(boxes)).tolist()
+
+    def by_image(value: Tensor) -> list[Tensor]:
+        return list(value[kept].split(sizes))
+
+    parts = {name: by_image(value) for name, value in vars(seen).items()}
+    shown = [
+        CameraBoxes(**dict(zip(parts, values, strict=True))) for values in zip(*parts.values(), strict=True)
+    ]
+    columns = (by_image(rectangles), by_image(labels), shown, by_image(attributes), by_image(speeds))
+    return [ImageTargets(*fields) for fields in zip(*columns, strict=True)]
 
 
 def no_targets(like: Tensor) -> ImageTargets:
@@ -134,59 +155,70 @@ class Assigner:
         """
         counts = [len(level) for level in places]
         flat = torch.cat(list(places))
-        level_of = torch.repeat_interleave(
-            torch.arange(len(counts), device=flat.device), torch.tensor(counts, device=flat.device)
+        levels = torch.arange(len(counts), device=flat.device).repeat_interleave(
+            torch.tensor(counts, device=flat.device), output_size=len(flat)
         )
-        parts: list[dict[str, Tensor]] = []
-        first, total = 0, len(targets) * len(flat)
-        # Without any image the places of one give the fields' types; none of them is kept.
-        for image, target in enumerate(targets or [no_targets(flat)]):
-            labels, box2d, objects = self._assign(flat, level_of, target)
-            attributes, speeds = torch.zeros_like(objects), box2d.new_zeros(len(flat))
-            if len(target):
-                attributes, speeds = target.attributes[objects], target.speeds.to(box2d)[objects]
-                objects = objects + first
-                first += len(target)
-            parts.append(
-                {
-                    "labels": labels,
-                    "box2d": box2d,
-                    "objects": objects,
-                    "images": torch.full_like(labels, image),
-                    "levels": level_of,
-                    "places_px": flat,
-                    "attributes": attributes,
-                    "speeds": speeds,
-                }
-            )
+        sizes = [len(target) for target in targets]
+        shape = (len(targets), len(flat))
+        objects = torch.full(shape, -1, device=flat.device)
+        fields = {
+            "labels": torch.full_like(objects, self.classes),
+            "box2d": flat.new_zeros(*shape, 4),
+            "attributes": torch.zeros_like(objects),
+            "speeds": flat.new_zeros(shape),
+        }
+        if any(sizes):
+            # Images without ground truth keep what is written above.
+            some = torch.tensor([bool(size) for size in sizes], device=flat.device)[:, None]
+            found, first = self._assign(flat, levels, targets), torch.tensor([0, *sizes[:-1]]).cumsum(0)
+            objects = torch.where(some, found.pop("objects") + first.to(flat.device)[:, None], objects)
+            fields = {
+                name: torch.where(some[..., None] if value.dim() == 3 else some, found[name], value)
+                for name, value in fields.items()
+            }
+        fields |= {
+            "objects": objects,
+            "images": torch.arange(len(targets), device=flat.device)[:, None].expand(shape),
+            "levels": levels.expand(shape),
+            "places_px": flat.expand(*shape, 2),
+        }
         # Level by level, in each image by image.
         joined = {
-            name: torch.cat([p[name].split(counts)[level] for level in range(len(counts)) for p in parts])
-            for name in parts[0]
+            name: torch.cat([part.flatten(0, 1) for part in value.split(counts, dim=1)])
+            for name, value in fields.items()
         }
-        joined = {name: value[:total] for name, value in joined.items()}
         return Assignment(**joined, positives=(joined["labels"] != self.classes).nonzero().squeeze(-1))
 
-    def _assign(
-        self, places: Tensor, level_of: Tensor, target: ImageTargets
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Labels (P,), distances (P, 4) and objects (P,) of one image."""
-        labels = torch.full((len(places),), self.classes, device=places.device)
-        if not len(target):
-            return labels, places.new_zeros(len(places), 4), torch.full_like(labels, -1)
-        rectangles = target.rectangles.to(places)
-        low, high = places[:, None] - rectangles[None, :, :2], rectangles[None, :, 2:] - places[:, None]
-        distances = torch.cat((low, high), dim=-1)
+    def _assign(self, places: Tensor, level_of: Tensor, targets: Sequence[ImageTargets]) -> dict[str, Tensor]:
+        """Fields of all M images' places, (M, P, ...), the objects counted within each image."""
+
+        def padded(parts: Sequence[Tensor]) -> Tensor:
+            return pad_sequence(list(parts), batch_first=True)
+
+        rectangles = padded([t.rectangles for t in targets]).to(places)
+        low = places[None, :, None] - rectangles[:, None, :, :2]
+        distances = torch.cat((low, rectangles[:, None, :, 2:] - places[None, :, None]), dim=-1)
+        # The padding's rectangles are points, within which nothing lies.
         inside = distances.amin(-1) > 0
         if self.radius is not None:
-            reach = self.radius * places.new_tensor(self.strides)[level_of][:, None]
-            centre = 0.5 * (rectangles[:, :2] + rectangles[:, 2:])
-            inside &= ((places[:, None] - centre[None]).abs() < reach[..., None]).all(-1)
+            reach = self.radius * places.new_tensor(self.strides)[level_of]
+            centre = 0.5 * (rectangles[..., :2] + rectangles[..., 2:])
+            apart = (places[None, :, None] - centre[:, None]).abs()
+            inside &= (apart < reach[None, :, None, None]).all(-1)
         limits = places.new_tensor(self.sizes_of_interest_px)[level_of]
         farthest = distances.amax(-1)
         interesting = (farthest >= limits[:, :1]) & (farthest <= limits[:, 1:])
-        sides = rectangles[:, 2:] - rectangles[:, :2]
-        area = torch.where(inside & interesting, sides.prod(-1)[None], _FAR)
-        smallest, objects = area.min(dim=1)
-        labels = torch.where(smallest == _FAR, labels, target.labels[objects])
-        return labels, distances[torch.arange(len(places), device=places.device), objects], objects
+        area = (rectangles[..., 2:] - rectangles[..., :2]).prod(-1)[:, None]
+        smallest, objects = torch.where(inside & interesting, area, _FAR).min(dim=-1)
+
+        def of_object(parts: Sequence[Tensor]) -> Tensor:
+            return padded(parts).gather(1, objects)
+
+        labels = of_object([t.labels for t in targets])
+        return {
+            "labels": torch.where(smallest == _FAR, self.classes, labels),
+            "box2d": distances.gather(2, objects[..., None, None].expand(-1, -1, 1, 4)).squeeze(2),
+            "objects": objects,
+            "attributes": of_object([t.attributes for t in targets]),
+            "speeds": of_object([t.speeds for t in targets]).to(places),
+        }
