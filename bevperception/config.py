@@ -488,7 +488,9 @@ class TrainingConfig:
         accelerator: auto, cpu or gpu.
         perspective_steps: so many first steps train the perspective head alone, with its backbone and neck
             (two-stage schedule).
-        initial_weights: weights.safetensors or checkpoint of the whole model to start from.
+        initial_weights: weights.safetensors, run folder or checkpoint to start from.
+        initial_parts: take only these parts of the model from initial_weights, for example backbone and neck
+            of a perspective head's run; none named takes the whole model.
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep_checkpoints: so many newest checkpoints stay on disk; 0 keeps all.
         validate_every: steps between evaluations on val_split; 0 evaluates only at the end.
@@ -514,6 +516,7 @@ class TrainingConfig:
     accelerator: str = "auto"
     perspective_steps: int = 0
     initial_weights: str | None = None
+    initial_parts: tuple[str, ...] = ()
     checkpoint_every: int = 500
     keep_checkpoints: int = 3
     validate_every: int = 0
@@ -542,6 +545,8 @@ class TrainingConfig:
         ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"training.{name} must not be negative, got {getattr(self, name)}")
+        if self.initial_parts and not self.initial_weights:
+            raise ConfigError("training.initial_parts needs training.initial_weights")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ConfigError(f"training.ema_decay must lie in [0, 1), got {self.ema_decay}")
 

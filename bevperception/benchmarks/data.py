@@ -11,13 +11,14 @@ import torch
 from bevperception.config import ExperimentConfig
 from bevperception.config_io import ConfigParser
 from bevperception.data.dataset import build_dataset
+from bevperception.data.image_input import ImageInput
 from bevperception.data.loading import Failure, build_loader
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError
 from bevperception.models.bevformer import BEVFormer
 from bevperception.structures import Batch
 from bevperception.training.experiment import build_model
-from bevperception.training.module import in_single_precision, recall
+from bevperception.training.module import in_single_precision, normalised, recall
 from bevperception.training.sampler import StepSampler
 
 
@@ -76,6 +77,7 @@ def train_step(
     model: BEVFormer, optimizer: torch.optim.Optimizer, batch: Batch, config: ExperimentConfig
 ) -> None:
     """One step as training takes it: history, forward, losses, backward, update."""
+    batch = normalised(batch, ImageInput(config.data))
     memory = recall(model, batch, config.model.temporal) if batch.history else None
     outputs, _ = model(batch.frames, memory)
     assert batch.targets is not None

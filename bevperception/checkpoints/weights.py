@@ -11,7 +11,7 @@ import os
 import pickle
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,18 +189,32 @@ def read_torch_file(path: Path) -> object:
     return content
 
 
-def load_into(model: nn.Module, weights: Weights, config: ExperimentConfig | None = None) -> None:
+def load_into(
+    model: nn.Module, weights: Weights, config: ExperimentConfig | None = None, parts: Sequence[str] = ()
+) -> None:
     """Fill a model with weights; every name and shape has to fit.
 
     Args:
         model: changed in place.
         weights: as read.
         config: what the model was built from, for the message's likely cause.
+        parts: fill these parts of the model alone ("backbone", "neck", ...); none named fills all.
 
     Raises:
-        CheckpointError: names or shapes differ, or a weight is NaN or infinite.
+        CheckpointError: names or shapes differ, a part is not there, or a weight is NaN or infinite.
     """
-    expected = model.state_dict()
+    whole, expected = weights, model.state_dict()
+    if parts:
+        expected = _of_parts(expected, parts)
+        weights = replace(weights, state=_of_parts(weights.state, parts))
+        for part in parts:
+            there = [any(_part(name) == part for name in state) for state in (expected, weights.state)]
+            if not all(there):
+                where = "the model" if not there[0] else str(weights.path)
+                known = ", ".join(
+                    sorted({_part(name) for name in (model.state_dict(), whole.state)[there[0]]})
+                )
+                raise CheckpointError(f"{where} has no part {part!r}; it has {known}")
     missing = [name for name in expected if name not in weights.state]
     unexpected = [name for name in weights.state if name not in expected]
     reshaped = [
@@ -216,7 +230,15 @@ def load_into(model: nn.Module, weights: Weights, config: ExperimentConfig | Non
     damaged = [n for n, value in weights.state.items() if not bool(value.isfinite().all())]
     if damaged:
         raise CheckpointError(f"{weights.path} holds NaN or infinite weights in {_some(damaged)}")
-    model.load_state_dict(weights.state)
+    model.load_state_dict(weights.state, strict=not parts)
+
+
+def _part(name: str) -> str:
+    return name.split(".", 1)[0]
+
+
+def _of_parts(state: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if _part(name) in parts}
 
 
 def load_model(weights: Weights, config: ExperimentConfig) -> BEVFormer:

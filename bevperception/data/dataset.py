@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -58,6 +59,8 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         history: earlier key frames in a queue, without later ones; None takes ``data.history`` and
             ``data.future``.
         seed: of all random choices.
+        pixels: leave images as uint8 pixels, a quarter of the memory to fill and to carry, for
+            :meth:`ImageInput.normalise` on the model's device; only where ``data.image_transform`` is 'fast'.
 
     Attributes:
         scenes: scenes of the split in order.
@@ -78,6 +81,7 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         can_bus: bool = False,
         history: int | None = None,
         seed: int = 0,
+        pixels: bool = False,
     ) -> None:
         self.reader = reader
         self.data = data
@@ -88,6 +92,7 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         self.scenes = reader.scenes(split) if isinstance(split, str) else list(split)
         self.tokens = [token for scene in self.scenes for token in scene.sample_tokens]
         self._images = ImageInput(data)
+        self._pixels = pixels and self._images.keeps_pixels
         self._locations = {scene.token: scene.location for scene in self.scenes}
         self._can_bus = CanBusReader(reader, data.can_bus) if can_bus else None
         self._labels: SegmentationLabels | None = None
@@ -141,7 +146,8 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         if self.augmentation is not None and self.augmentation.grid_mask > 0:
             own = np.random.default_rng((self.seed, draw, index, _GRID_MASK))
             mask = random_grid_mask(self.data.image_size, self.augmentation.grid_mask, own)
-            current = current if mask is None else replace(current, images=current.images * mask)
+            if mask is not None:
+                current = replace(current, images=self._images.blot(current.images, mask))
         return Batch(
             history=history,
             history_valid=torch.tensor([[t is not None for t in others]], dtype=torch.bool),
@@ -184,7 +190,8 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
     def _frames(self, sample: SampleRecord, choice: AugmentationDraw) -> CameraFrames:
         width, height = self._images.size
         # NumPy asks for huge pages where torch does not: some 30 times fewer page faults.
-        images = torch.from_numpy(np.zeros((1, len(sample.cameras), 3, height, width), dtype=np.float32))
+        dtype = np.uint8 if self._pixels else np.float32
+        images = torch.from_numpy(np.zeros((1, len(sample.cameras), 3, height, width), dtype=dtype))
         augmented_to_bev = torch.linalg.inv(choice.bev.matrix())
         bev_to_global = sample.bev_to_global @ augmented_to_bev
         projections: list[Tensor] = []
@@ -268,6 +275,7 @@ def build_dataset(
         can_bus=can_bus,
         history=None if training else 0,
         seed=config.training.seed,
+        pixels=training,
     )
 
 
@@ -282,6 +290,8 @@ def init_worker(worker_id: int) -> None:
     del worker_id
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    # NumPy's BLAS would spin in a second thread for every small matrix: half of the time.
+    threadpool_limits(1)
 
 
 def collate(samples: Sequence[Batch | BadSample]) -> Batch | SkippedBatch:

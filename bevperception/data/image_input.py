@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from bevperception.data.images import reduction_for
 from bevperception.data.published_v2 import cut_and_resize, plan_v2
 from bevperception.data.transforms import Colour, ImageDraw, ImageFit
 from bevperception.errors import ConfigError
+from bevperception.structures import CameraFrames
 
 PUBLISHED_DIVISOR = 32
 """The published pipeline pads images to a multiple of this."""
@@ -57,6 +60,28 @@ class ImageInput:
             )
         return _published_fit(source, self.size)
 
+    @property
+    def keeps_pixels(self) -> bool:
+        """Whether images can be had as pixels, to be normalised later by :meth:`normalise`."""
+        return not (self._published or self._published_v2)
+
+    def normalise(self, frames: CameraFrames) -> CameraFrames:
+        """Frames with normalised float32 images.
+
+        Args:
+            frames: (B, N, 3, H, W) images, uint8 pixels or normalised already; on any device.
+        """
+        if frames.images.is_floating_point():
+            return frames
+        mean, scale = (x.to(frames.images.device, non_blocking=True) for x in (self._mean, self._scale))
+        return replace(frames, images=(frames.images.float() - mean) * scale)
+
+    def blot(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Images or pixels (..., 3, H, W) with the mean colour where ``mask`` (H, W) is 0."""
+        if images.is_floating_point():
+            return images * mask
+        return torch.where(mask > 0, images, self._mean.round().to(images.dtype))
+
     def reduction(self, fit: ImageFit) -> int:
         """1, 2, 4 or 8: the fraction of its size that the image may be decoded at for this fit."""
         return 1 if self._published or self._published_v2 else reduction_for(fit.source, fit.resized)
@@ -69,8 +94,8 @@ class ImageInput:
         Args:
             image: (height, width, 3) BGR as decoded, full size or reduced by :meth:`reduction`.
             fit: from :meth:`plan`.
-            out: (3, height, width) float32 of the input's size, zeros; written in place. Padding stays
-                zero, which is the mean colour.
+            out: (3, height, width) of the input's size, written in place: float32 zeros, whose padding stays
+                zero, which is the mean colour; or uint8 where :attr:`keeps_pixels`.
             colour: colour jitter; None for none.
         """
         jitter = colour or Colour()

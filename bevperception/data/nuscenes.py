@@ -163,6 +163,7 @@ class NuScenesReader:
         self.root = Path(config.root).expanduser()
         self.nusc = load_tables(self.root, config.version)
         self._attribute_names = {record["token"]: record["name"] for record in self.nusc.attribute}
+        self._mounts: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __reduce__(self) -> tuple[Callable[[DataConfig], NuScenesReader], tuple[DataConfig]]:
         return (type(self), (self.config,))
@@ -336,17 +337,8 @@ class NuScenesReader:
 
     def _camera(self, sample: dict[str, Any], channel: str) -> CameraRecord:
         data = self.sensor_data(sample, channel)
-        mount_token = data["calibrated_sensor_token"]
-        mount = self._get("calibrated_sensor", mount_token, sample["token"])
-        intrinsics = torch.tensor(mount["camera_intrinsic"], dtype=torch.float64)
-        if not is_valid_intrinsics(intrinsics):
-            raise SampleError(
-                f"sample {sample['token']}, {channel}: camera_intrinsic of calibrated_sensor {mount_token} "
-                f"must be a finite invertible 3x3 matrix, got {mount['camera_intrinsic']}",
-                sample["token"],
-            )
+        intrinsics, camera_to_ego = self._mount(data["calibrated_sensor_token"], channel, sample)
         ego_to_global = self._pose("ego_pose", data["ego_pose_token"], channel, sample["token"])
-        camera_to_ego = self._pose("calibrated_sensor", mount_token, channel, sample["token"])
         return CameraRecord(
             channel=channel,
             path=self.root / data["filename"],
@@ -356,6 +348,22 @@ class NuScenesReader:
             intrinsics=intrinsics,
             camera_to_global=ego_to_global @ camera_to_ego,
         )
+
+    def _mount(self, mount_token: str, channel: str, sample: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Intrinsics (3, 3) and ``camera_to_ego``; a scene's samples share them, so they are kept."""
+        if mount_token in self._mounts:
+            return self._mounts[mount_token]
+        mount = self._get("calibrated_sensor", mount_token, sample["token"])
+        intrinsics = torch.tensor(mount["camera_intrinsic"], dtype=torch.float64)
+        if not is_valid_intrinsics(intrinsics):
+            raise SampleError(
+                f"sample {sample['token']}, {channel}: camera_intrinsic of calibrated_sensor {mount_token} "
+                f"must be a finite invertible 3x3 matrix, got {mount['camera_intrinsic']}",
+                sample["token"],
+            )
+        camera_to_ego = self._pose("calibrated_sensor", mount_token, channel, sample["token"])
+        self._mounts[mount_token] = intrinsics, camera_to_ego
+        return self._mounts[mount_token]
 
     def _attribute(self, annotation: dict[str, Any]) -> str:
         tokens = annotation["attribute_tokens"]

@@ -209,20 +209,26 @@ class ImageFit:
         return np.asarray(cv2.resize(image, self.resized, interpolation=method), dtype=np.uint8)
 
     def place(self, resized: Tensor, out: Tensor, mean: Tensor, scale: Tensor) -> None:
-        """Cut or pad a resized image into the input, mirror and normalise it.
+        """Cut or pad a resized image into the input, mirror it, and normalise it unless pixels are wanted.
 
         Args:
             resized: (3, height, width) uint8 of ``resized``.
-            out: (3, height, width) float32 of ``target``, zeros; written in place.
+            out: (3, height, width) of ``target``, written in place: float32 zeros for normalised values, or
+                uint8 for pixels, padded with the mean.
             mean, scale: (3, 1, 1); values become (value - mean) * scale.
         """
         (width, height), (out_width, out_height) = self.resized, self.target
         x0, x1 = max(self.left, 0), min(self.left + out_width, width)
         y0, y1 = max(self.top, 0), min(self.top + out_height, height)
+        normalised = out.is_floating_point()
+        if not normalised and (x1 - x0, y1 - y0) != self.target:
+            out.copy_(mean.round())
         if x1 <= x0 or y1 <= y0:
             return
         part, column, row = resized[:, y0:y1, x0:x1], x0 - self.left, y0 - self.top
         if self.flip:
             part, column = part.flip(-1), out_width - column - (x1 - x0)
         window = out[:, row : row + y1 - y0, column : column + x1 - x0]
-        window.copy_(part).sub_(mean).mul_(scale)
+        window.copy_(part)
+        if normalised:
+            window.sub_(mean).mul_(scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from bevperception.checkpoints.weights import CONFIG_KEY
 from bevperception.config import ExperimentConfig, TemporalConfig
 from bevperception.config_io import config_to_dict
+from bevperception.data.image_input import ImageInput
 from bevperception.distributed import gather_objects, mean_over_processes, rank
 from bevperception.errors import NonFiniteLossError
 from bevperception.models.bev.memory import seen_from
@@ -103,6 +105,12 @@ def evaluation_mode(model: object) -> Iterator[None]:
             module.training = True
 
 
+def normalised(batch: Batch, images: ImageInput) -> Batch:
+    """A batch whose images the data set left as pixels, ready for the model."""
+    history = [images.normalise(frames) for frames in batch.history]
+    return replace(batch, frames=images.normalise(batch.frames), history=history)
+
+
 def in_single_precision(outputs: ModelOutputs) -> ModelOutputs:
     """The same predictions in float32 at least: half precision is too coarse for losses and metres."""
 
@@ -124,6 +132,7 @@ class TrainingModule(pl.LightningModule):
         super().__init__()
         self.config = config
         self.model = model
+        self._images = ImageInput(config.data)
         self.skipped: dict[str, str] = {}
         self._tokens: list[str] = []
 
@@ -131,6 +140,10 @@ class TrainingModule(pl.LightningModule):
         """AdamW and its schedule, stepped at every optimiser step."""
         optimizer, schedule = build_optimizer(self.model, self.config.training)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalise images that came as pixels, on the model's device."""
+        return normalised(batch, self._images)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed drop-out and drop-path from the step, so that a resumed run draws the same."""

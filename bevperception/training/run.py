@@ -81,7 +81,8 @@ def train(
         if checkpoint is not None:
             print(f"resuming {checkpoint} at step {done} of {config.training.steps}")
     if config.training.initial_weights and checkpoint is None:
-        load_into(model, read_weights(config.training.initial_weights), config)
+        weights = read_weights(config.training.initial_weights)
+        load_into(model, weights, config, config.training.initial_parts)
     averaging = WeightAveraging(config.training.ema_decay)
     evaluation = Evaluation(evaluate, out, config.training.validate_every, averaging)
     try:

@@ -1,0 +1,176 @@
+"""Several training runs from one file: some start from others' weights, some run side by side.
+
+A plan is scripted, resumable and comparable: a run that is complete is left alone, one that was cut off goes
+on from its newest checkpoint, and a table of all runs' metrics is written at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bevperception.checkpoints.weights import CARD_NAME, WEIGHTS_NAME
+from bevperception.errors import BevError, ConfigError, DataError
+
+TRAIN_TOOL = Path(__file__).resolve().parents[2] / "tools" / "train.py"
+LOG_NAME = "output.log"
+TABLE_NAME = "table.md"
+_KEYS = {"config", "options", "start", "parts"}
+_METRICS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
+_COLUMNS = (*_METRICS, "IoU drivable", "IoU vehicle")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a plan.
+
+    Attributes:
+        name: of its folder.
+        config: YAML file.
+        options: dotted option to value, over the plan's common ones.
+        start: name of the run whose weights it starts from, or None.
+        parts: of the model that it takes from there; none named takes all.
+    """
+
+    name: str
+    config: Path
+    options: Mapping[str, object]
+    start: str | None = None
+    parts: tuple[str, ...] = ()
+
+    def command(self, out: Path, extra: Sequence[str]) -> list[str]:
+        """Program and arguments; ``extra`` options come last and win."""
+        options = dict(self.options)
+        if self.start is not None:
+            options["training.initial_weights"] = str(out / self.start)
+            if self.parts:
+                options["training.initial_parts"] = list(self.parts)
+        given = [f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in options.items()]
+        command = [sys.executable, str(TRAIN_TOOL), f"--config={self.config}", f"--out={out / self.name}"]
+        return [*command, "--resume=auto", *given, *extra]
+
+    def metrics(self, out: Path) -> dict[str, Any] | None:
+        """What the run ended with; None while it has not."""
+        folder = out / self.name
+        if not (folder / WEIGHTS_NAME).is_file() or not (folder / CARD_NAME).is_file():
+            return None
+        metrics: dict[str, Any] = json.loads((folder / CARD_NAME).read_text()).get("metrics", {})
+        return metrics or None
+
+
+def read_plan(path: Path) -> list[Run]:
+    """Read a plan: ``common`` options and ``runs`` by name, each with config, options, start and parts.
+
+    Raises:
+        ConfigError: it is missing or no such file, or a run starts from one that does not stand before it.
+    """
+    try:
+        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read plan {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"plan {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(plan, dict) or not isinstance(plan.get("runs"), dict) or set(plan) - {"common", "runs"}:
+        raise ConfigError(f"plan {path} must hold 'runs' by name and may hold 'common' options, nothing else")
+    runs: list[Run] = []
+    for name, given in plan["runs"].items():
+        if not isinstance(given, dict) or "config" not in given or set(given) - _KEYS:
+            raise ConfigError(f"run {name!r} of {path} must hold 'config' and may hold options, start, parts")
+        start = given.get("start")
+        if start is not None and start not in [run.name for run in runs]:
+            raise ConfigError(f"run {name!r} of {path} starts from {start!r}, which does not stand before it")
+        options = {**(plan.get("common") or {}), **(given.get("options") or {})}
+        config = (path.parent / given["config"]).resolve()
+        runs.append(Run(str(name), config, options, start, tuple(given.get("parts", ()))))
+    return runs
+
+
+def run_plan(runs: Sequence[Run], out: Path, jobs: int, extra: Sequence[str] = ()) -> str:
+    """Run what is not complete, at most ``jobs`` at a time, in order as far as starts allow.
+
+    Args:
+        runs: of a plan; those they start from must be among them or complete.
+        out: a folder a run; what a run prints goes to ``output.log`` in its folder.
+        jobs: processes side by side.
+        extra: options for all runs.
+
+    Returns:
+        The table of all runs, also written to ``table.md``.
+
+    Raises:
+        BevError: a run failed; the others that do not start from it are finished first.
+    """
+    waiting = [run for run in runs if run.metrics(out) is None]
+    active: dict[str, subprocess.Popen[bytes]] = {}
+    failed: list[str] = []
+    try:
+        while waiting or active:
+            for run in list(waiting):
+                blocked = run.start is not None and (run.start in failed or _unfinished(run.start, runs, out))
+                if run.start in failed:
+                    waiting.remove(run)
+                    failed.append(run.name)
+                elif not blocked and len(active) < jobs:
+                    waiting.remove(run)
+                    active[run.name] = _launch(run, out, extra)
+            time.sleep(0.5)
+            for name, process in list(active.items()):
+                if process.poll() is not None:
+                    del active[name]
+                    print(f"{name} ended with exit code {process.returncode}", flush=True)
+                    if process.returncode:
+                        failed.append(name)
+    finally:
+        for process in active.values():
+            process.terminate()
+    table = results_table(runs, out)
+    (out / TABLE_NAME).write_text(table + "\n", encoding="utf-8")
+    if failed:
+        raise BevError(f"{', '.join(failed)} failed; see {LOG_NAME} in {out / failed[0]}\n{table}")
+    return table
+
+
+def _unfinished(name: str, runs: Sequence[Run], out: Path) -> bool:
+    found = [run for run in runs if run.name == name]
+    if found:
+        return found[0].metrics(out) is None
+    if not (out / name / WEIGHTS_NAME).is_file():
+        raise DataError(f"no weights of {name!r} in {out}: run it first, or do not leave it out")
+    return False
+
+
+def _launch(run: Run, out: Path, extra: Sequence[str]) -> subprocess.Popen[bytes]:
+    folder = out / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{run.name} begins", flush=True)
+    with (folder / LOG_NAME).open("ab") as log:
+        return subprocess.Popen(run.command(out, extra), stdout=log, stderr=subprocess.STDOUT)
+
+
+def results_table(runs: Sequence[Run], out: Path) -> str:
+    """All complete runs' metrics as a Markdown table."""
+    lines = ["| run | " + " | ".join(_COLUMNS) + " |", "| --- |" + " --- |" * len(_COLUMNS)]
+    for run in runs:
+        metrics = run.metrics(out)
+        if metrics is not None:
+            lines.append(f"| {run.name} | " + " | ".join(_shown(v) for v in key_numbers(metrics)) + " |")
+    return "\n".join(lines)
+
+
+def key_numbers(metrics: Mapping[str, Any]) -> list[float | None]:
+    """NDS, mAP, the five errors, and IoU of drivable area and vehicles; None for what was not measured."""
+    overall = (metrics.get("detection") or {}).get("overall", {})
+    iou = (metrics.get("segmentation") or {}).get("iou", {})
+    return [*(overall.get(name) for name in _METRICS), iou.get("drivable_area"), iou.get("vehicle")]
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

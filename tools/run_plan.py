@@ -1,0 +1,39 @@
+"""Train several models by a plan: tools/run_plan.py configs/plans/world.yaml --out out/world-runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bevperception.errors import ConfigError, run_program
+
+
+def main() -> None:
+    """Parse, train what is not complete, print the table."""
+    parser = argparse.ArgumentParser(
+        prog="tools/run_plan.py",
+        description="Train the models of a plan, some from others' weights, and compare them in a table. "
+        "A complete run is left alone and one that was cut off goes on, so the same command may be repeated.",
+        epilog="further options go to every run, for example: --data.root=/data/world --data.workers=4",
+    )
+    parser.add_argument("plan", type=Path, help="YAML file, see configs/plans/")
+    parser.add_argument("--out", type=Path, required=True, help="a folder a run, and table.md")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
+    parser.add_argument("--only", metavar="NAME,...", help="these runs alone")
+    options, extra = parser.parse_known_args()
+    from bevperception.training.plan import read_plan, run_plan  # slow to import; mistakes come first
+
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs must be at least 1, got {options.jobs}")
+    runs = read_plan(options.plan)
+    if options.only:
+        wanted = options.only.split(",")
+        unknown = [name for name in wanted if name not in [run.name for run in runs]]
+        if unknown:
+            raise ConfigError(f"no run {', '.join(unknown)}; the plan has {', '.join(r.name for r in runs)}")
+        runs = [run for run in runs if run.name in wanted]
+    print(run_plan(runs, options.out, options.jobs, extra))
+
+
+if __name__ == "__main__":
+    run_program(main)
