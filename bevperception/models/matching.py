@@ -95,7 +95,7 @@ def assign_all(
     Returns:
         (M, 4) set, sample, query, ground truth of the pairs.
     """
-    costs = cost.detach().double().cpu().nan_to_num_(nan=1e8, posinf=1e8, neginf=-1e8).numpy()
+    costs = cost.detach().nan_to_num(nan=1e8, posinf=1e8, neginf=-1e8).cpu().numpy()
     found = [np.zeros((0, 4), dtype=np.int64)]
     for sample, count in enumerate(counts):
         there = None if valid is None else valid[sample].nonzero()[0]

@@ -72,5 +72,7 @@ def rate_factor(config: TrainingConfig) -> Callable[[int], float]:
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> tuple[AdamW, LambdaLR]:
     """AdamW over :func:`parameter_groups` and the schedule, to be stepped at every optimiser step."""
-    optimizer = AdamW(parameter_groups(model, config), lr=config.learning_rate)
+    # One kernel for all tensors where there is one: a small model's step on a GPU is mostly launches.
+    on_gpu = all(p.is_cuda for p in model.parameters())
+    optimizer = AdamW(parameter_groups(model, config), lr=config.learning_rate, fused=on_gpu or None)
     return optimizer, LambdaLR(optimizer, rate_factor(config))
