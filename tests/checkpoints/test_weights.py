@@ -115,6 +115,26 @@ def test_the_same_configuration_with_other_names_blames_the_code(tmp_path: Path)
         load_into(nn.Linear(2, 3), read_weights(path), config)
 
 
+def test_parts_of_another_architecture(tmp_path: Path) -> None:
+    config, other = small_config(), small_config(detection__layers=2, segmentation__enabled=False)
+    source = BEVFormer(config.model)
+    path = write(tmp_path, source, config)
+    model = BEVFormer(other.model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    load_into(model, read_weights(path), other, ("backbone", "neck"))
+    for name, value in model.state_dict().items():
+        taken = name.startswith(("backbone.", "neck."))
+        assert torch.equal(value, source.state_dict()[name] if taken else before[name]), name
+    with pytest.raises(CheckpointError, match=r"(?s)missing .*detection\.layers is 2 here, 1 there"):
+        load_into(model, read_weights(path), other, ("detection",))
+    with pytest.raises(CheckpointError, match=r"the model has no part 'segmentation'; it has .*neck"):
+        load_into(model, read_weights(path), other, ("neck", "segmentation"))
+    with pytest.raises(
+        CheckpointError, match=r"safetensors has no part 'wings'|the model has no part 'wings'"
+    ):
+        load_into(model, read_weights(path), other, ("wings",))
+
+
 def test_nan_weights_are_refused(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     state = model.state_dict() | {"bias": torch.tensor([float("nan"), 0.0])}

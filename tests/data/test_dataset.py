@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from bevperception.data.dataset import (
     collate,
     init_worker,
 )
+from bevperception.data.image_input import ImageInput
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError, SampleError
 from bevperception.geometry import project_points
@@ -360,3 +362,40 @@ def test_build_dataset(tiny_nuscenes: Path) -> None:
     for bev in ({"can_bus": True}, {"alignment": "published"}):
         with pytest.raises(ConfigError, match="absolute poses"):
             build_dataset(reader, experiment(tiny_nuscenes, **bev), TRAIN_SPLIT, training=True)
+
+
+@pytest.mark.parametrize("grid_mask", [0.0, 1.0])
+def test_pixels_normalised_later_are_the_same_images(tiny_nuscenes: Path, grid_mask: float) -> None:
+    strong = replace(STRONG, colour=0.2, grid_mask=grid_mask)
+    data = DataConfig(root=str(tiny_nuscenes), version=VERSION, image_size=(96, 160), history=1)
+    reader = NuScenesReader(data)
+    plain = NuScenesDataset(reader, TRAIN_SPLIT, data, strong)
+    raw = NuScenesDataset(reader, TRAIN_SPLIT, data, strong, pixels=True)
+    images = ImageInput(data)
+    padded = False
+    for draw in range(6):
+        expected, found = plain.load(2, draw), raw.load(2, draw)
+        for one, other in zip(
+            (expected.frames, *expected.history), (found.frames, *found.history), strict=True
+        ):
+            assert other.images.dtype == torch.uint8
+            ready = images.normalise(other)
+            padding = one.images == 0
+            padded |= bool(padding.any())
+            assert torch.equal(torch.where(padding, 0.0, ready.images), one.images)
+            # The mean as a whole level: half a level off at most.
+            assert _largest(ready.images[padding]) < 0.01
+            assert images.normalise(ready) is ready
+    assert padded
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max()) if values.numel() else 0.0
+
+
+def test_published_transforms_never_leave_pixels(tiny_nuscenes: Path) -> None:
+    data = DataConfig(
+        root=str(tiny_nuscenes), version=VERSION, image_size=(96, 160), image_transform="published_v2"
+    )
+    dataset = NuScenesDataset(NuScenesReader(data), TRAIN_SPLIT, data, pixels=True)
+    assert dataset.load(0).frames.images.is_floating_point()

@@ -1,0 +1,122 @@
+"""Plans of several training runs: order, starts, repetition, failures, and what wrong files are told."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from bevperception.config_io import load_config
+from bevperception.errors import BevError, ConfigError, DataError
+from bevperception.training import plan
+from bevperception.training.plan import LOG_NAME, TABLE_NAME, read_plan, run_plan
+from tools.run_plan import main
+
+PLANS = Path(__file__).resolve().parents[2] / "configs" / "plans"
+
+TRAINER = """
+import json, pathlib, sys
+options = dict(a.lstrip("-").split("=", 1) for a in sys.argv[1:])
+out = pathlib.Path(options["out"])
+start = options.get("training.initial_weights")
+if start and not (pathlib.Path(start) / "weights.safetensors").is_file():
+    sys.exit("began too early")
+if options.get("training.steps") == "13":
+    sys.exit("unlucky")
+with (out.parent / "order.txt").open("a") as file:
+    file.write(json.dumps([out.name, options]) + "\\n")
+metrics = {"detection": {"overall": {"NDS": 0.25}}, "segmentation": {"iou": {"vehicle": 0.5}}}
+(out / "weights.safetensors").write_bytes(b"")
+(out / "card.json").write_text(json.dumps({"metrics": metrics}))
+"""
+
+PLAN = """
+common: {data.root: out/world, training.seed: 3}
+runs:
+  first: {config: a.yaml, options: {training.steps: 5}}
+  second: {config: b.yaml, start: first, parts: [backbone, neck]}
+  third: {config: b.yaml, options: {training.seed: 4, augmentation.bev_scale: [0.9, 1.1]}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "train.py").write_text(TRAINER)
+    monkeypatch.setattr(plan, "TRAIN_TOOL", tmp_path / "train.py")
+    return tmp_path
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "plan.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_runs_are_made_once_after_those_they_start_from(folder: Path, jobs: int) -> None:
+    runs = read_plan(write(folder, PLAN))
+    out = folder / "out"
+    table = run_plan(runs, out, jobs, ["--data.root=elsewhere"])
+    made = dict(json.loads(line) for line in (out / "order.txt").read_text().splitlines())
+    assert set(made) == {"first", "second", "third"}
+    assert made["first"]["training.steps"] == "5"
+    assert made["second"]["training.initial_weights"] == str(out / "first")
+    assert json.loads(made["second"]["training.initial_parts"]) == ["backbone", "neck"]
+    assert json.loads(made["third"]["augmentation.bev_scale"]) == [0.9, 1.1]
+    assert [made[name]["training.seed"] for name in ("first", "third")] == ["3", "4"]
+    assert made["third"]["config"] == str(folder / "b.yaml")
+    assert all(options["data.root"] == "elsewhere" for options in made.values())
+    assert table == (out / TABLE_NAME).read_text().rstrip()
+    assert table.count("| 0.250 |") == table.count("| 0.500 |") == 3
+    run_plan(runs, out, jobs)
+    assert len((out / "order.txt").read_text().splitlines()) == 3, "complete runs were made again"
+
+
+def test_a_failed_run_takes_along_only_those_that_start_from_it(folder: Path) -> None:
+    runs = read_plan(write(folder, PLAN.replace("training.steps: 5", "training.steps: 13")))
+    with pytest.raises(BevError, match=r"first, second failed; see output\.log"):
+        run_plan(runs, folder / "out", 1)
+    assert "unlucky" in (folder / "out" / "first" / LOG_NAME).read_text()
+    assert "| third |" in (folder / "out" / TABLE_NAME).read_text()
+
+
+def test_a_start_that_is_left_out_must_be_complete(folder: Path) -> None:
+    runs = read_plan(write(folder, PLAN))
+    with pytest.raises(DataError, match="no weights of 'first'"):
+        run_plan(runs[1:], folder / "out", 1)
+
+
+@pytest.mark.parametrize("path", sorted(PLANS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_plans_name_configurations_and_settings_that_exist(path: Path) -> None:
+    for run in read_plan(path):
+        config = load_config(run.config, run.options)
+        assert run.start is not None or not run.parts
+        assert config.training.steps > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("runs: [a", "is not YAML"),
+        ("steps: 5", "must hold 'runs' by name"),
+        ("runs: {a: {options: {}}}", "run 'a' .* must hold 'config'"),
+        ("runs: {a: {config: x, colour: red}}", "run 'a' .* must hold 'config'"),
+        ("runs: {a: {config: x, start: b}, b: {config: x}}", "starts from 'b', which does not stand before"),
+    ],
+)
+def test_wrong_plans(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_plan(write(tmp_path, text))
+    with pytest.raises(ConfigError, match="cannot read plan"):
+        read_plan(tmp_path / "none.yaml")
+
+
+def test_the_tool_names_what_a_plan_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(folder, PLAN)
+    monkeypatch.setattr(
+        sys, "argv", ["run_plan.py", str(path), f"--out={folder / 'o'}", "--only=first,fourth"]
+    )
+    with pytest.raises(ConfigError, match="no run fourth; the plan has first, second, third"):
+        main()
