@@ -64,7 +64,6 @@ ROS_BIN := $(ROS_VENV)/bin
 ROS_STAMP := $(ROS_VENV)/package.stamp
 ROS_WORLD := out/ros-world
 WEIGHTS ?= world_micro
-WEIGHTS ?=
 
 ros-install: $(ROS_STAMP)
 
