@@ -20,17 +20,18 @@ def project_pillars(
 
     Args:
         points_m: (D, Q, 3) metres, BEV frame.
-        bev_to_image: (B, N, 4, 4) BEV frame to homogeneous pixels; the projection runs in its dtype.
+        bev_to_image: (B, N, 4, 4) BEV frame to homogeneous pixels.
         image_size: (height, width) of the network's (padded) input in pixels.
 
     Returns:
-        reference points (B, N, Q, D, 2), (x, y) as fractions of the image, and visible
+        reference points (B, N, Q, D, 2) float64, (x, y) as fractions of the image, and visible
         (B, N, Q, D) bool: strictly inside the image and in front of the camera. Where a point is not
         visible its reference point means nothing.
     """
     depth_points, queries, _ = points_m.shape
-    flat = points_m.to(bev_to_image.dtype).transpose(0, 1).reshape(1, 1, queries * depth_points, 3)
-    pixels, depth = project_points(flat, bev_to_image)
+    # float64: rounded to float32, what a camera sees at its edges would depend on the size of the batch.
+    flat = points_m.double().transpose(0, 1).reshape(1, 1, queries * depth_points, 3)
+    pixels, depth = project_points(flat, bev_to_image.double())
     size = pixels.new_tensor([image_size[1], image_size[0]])
     fractions = (pixels / size).unflatten(2, (queries, depth_points))
     inside = ((fractions > 0) & (fractions < 1)).all(-1)
