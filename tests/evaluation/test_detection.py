@@ -53,7 +53,7 @@ def test_perfect_boxes_score_one(tiny_reader: NuScenesReader, tmp_path: Path) ->
     assert result.overall.mASE < 1e-5
     assert result.overall.mAOE < 1e-3
     assert result.overall.mAVE < 1e-3
-    assert result.present == pytest.approx(result.overall)
+    assert vars(result.present) == pytest.approx(vars(result.overall))
     assert {name for name, c in result.classes.items() if c.ground_truth > 0} == ALL_CLASSES
     assert result.classes["car"].ground_truth == 8, "two measured cars in four key frames"
     assert math.isnan(result.classes["traffic_cone"].orientation_rad)
