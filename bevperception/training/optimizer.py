@@ -72,7 +72,8 @@ def rate_factor(config: TrainingConfig) -> Callable[[int], float]:
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> tuple[AdamW, LambdaLR]:
     """AdamW over :func:`parameter_groups` and the schedule, to be stepped at every optimiser step."""
-    # One kernel for all tensors where there is one: a small model's step on a GPU is mostly launches.
-    on_gpu = all(p.is_cuda for p in model.parameters())
-    optimizer = AdamW(parameter_groups(model, config), lr=config.learning_rate, fused=on_gpu or None)
+    # One kernel for all tensors where there is one: a small model's step on a GPU is mostly launches. Under
+    # loss scaling the fused step would undo the scale itself, after the gradient was clipped.
+    fused = all(p.is_cuda for p in model.parameters()) and config.precision != "16-mixed"
+    optimizer = AdamW(parameter_groups(model, config), lr=config.learning_rate, fused=fused or None)
     return optimizer, LambdaLR(optimizer, rate_factor(config))
