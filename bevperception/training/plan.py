@@ -23,6 +23,7 @@ from bevperception.errors import BevError, ConfigError, DataError
 TRAIN_TOOL = Path(__file__).resolve().parents[2] / "tools" / "train.py"
 LOG_NAME = "output.log"
 TABLE_NAME = "table.md"
+_POLL_S = 0.5
 _KEYS = {"config", "options", "start", "parts"}
 _METRICS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 _COLUMNS = (*_METRICS, "IoU drivable", "IoU vehicle")
@@ -80,17 +81,28 @@ def read_plan(path: Path) -> list[Run]:
         raise ConfigError(f"plan {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(plan, dict) or not isinstance(plan.get("runs"), dict) or set(plan) - {"common", "runs"}:
         raise ConfigError(f"plan {path} must hold 'runs' by name and may hold 'common' options, nothing else")
+    common = plan.get("common") or {}
+    if not isinstance(common, dict):
+        raise ConfigError(f"'common' of {path} must map options to values, got {common!r}")
     runs: list[Run] = []
     for name, given in plan["runs"].items():
-        if not isinstance(given, dict) or "config" not in given or set(given) - _KEYS:
-            raise ConfigError(f"run {name!r} of {path} must hold 'config' and may hold options, start, parts")
-        start = given.get("start")
-        if start is not None and start not in [run.name for run in runs]:
-            raise ConfigError(f"run {name!r} of {path} starts from {start!r}, which does not stand before it")
-        options = {**(plan.get("common") or {}), **(given.get("options") or {})}
-        config = (path.parent / given["config"]).resolve()
-        runs.append(Run(str(name), config, options, start, tuple(given.get("parts", ()))))
+        runs.append(_read_run(str(name), given, common, path, [run.name for run in runs]))
     return runs
+
+
+def _read_run(name: str, given: Any, common: dict[str, object], path: Path, before: Sequence[str]) -> Run:
+    rule = f"run {name!r} of {path}"
+    if Path(name).name != name:
+        raise ConfigError(f"{rule} must have a name that a folder can have")
+    if not isinstance(given, dict) or not isinstance(given.get("config"), str) or set(given) - _KEYS:
+        raise ConfigError(f"{rule} must hold 'config', a file, and may hold options, start, parts")
+    options, start, parts = given.get("options") or {}, given.get("start"), given.get("parts") or []
+    if not isinstance(options, dict) or not isinstance(parts, list):
+        raise ConfigError(f"{rule}: options must map options to values, and parts be a list")
+    if start is not None and start not in before:
+        raise ConfigError(f"{rule} starts from {start!r}, which does not stand before it")
+    config = (path.parent / given["config"]).resolve()
+    return Run(name, config, {**common, **options}, start, tuple(map(str, parts)))
 
 
 def run_plan(runs: Sequence[Run], out: Path, jobs: int, extra: Sequence[str] = ()) -> str:
@@ -109,32 +121,34 @@ def run_plan(runs: Sequence[Run], out: Path, jobs: int, extra: Sequence[str] = (
         BevError: a run failed; the others that do not start from it are finished first.
     """
     waiting = [run for run in runs if run.metrics(out) is None]
-    active: dict[str, subprocess.Popen[bytes]] = {}
+    active: list[tuple[Run, subprocess.Popen[bytes]]] = []
     failed: list[str] = []
     try:
         while waiting or active:
-            for run in list(waiting):
-                blocked = run.start is not None and (run.start in failed or _unfinished(run.start, runs, out))
-                if run.start in failed:
-                    waiting.remove(run)
+            failed += [run.name for run in waiting if run.start in failed]
+            waiting = [run for run in waiting if run.name not in failed]
+            ready = [run for run in waiting if run.start is None or not _unfinished(run.start, runs, out)]
+            for run in ready[: jobs - len(active)]:
+                waiting.remove(run)
+                active.append((run, _launch(run, out, extra)))
+            time.sleep(_POLL_S)
+            for run, process in [pair for pair in active if pair[1].poll() is not None]:
+                active.remove((run, process))
+                # One that ended well but without metrics would be waited for by those that start from it.
+                if process.returncode or run.metrics(out) is None:
                     failed.append(run.name)
-                elif not blocked and len(active) < jobs:
-                    waiting.remove(run)
-                    active[run.name] = _launch(run, out, extra)
-            time.sleep(0.5)
-            for name, process in list(active.items()):
-                if process.poll() is not None:
-                    del active[name]
-                    print(f"{name} ended with exit code {process.returncode}", flush=True)
-                    if process.returncode:
-                        failed.append(name)
+                print(f"{run.name} {'failed' if run.name in failed else 'is complete'}", flush=True)
     finally:
-        for process in active.values():
+        for _, process in active:
             process.terminate()
     table = results_table(runs, out)
+    out.mkdir(parents=True, exist_ok=True)
     (out / TABLE_NAME).write_text(table + "\n", encoding="utf-8")
     if failed:
-        raise BevError(f"{', '.join(failed)} failed; see {LOG_NAME} in {out / failed[0]}\n{table}")
+        raise BevError(
+            f"{', '.join(failed)} failed; see {out / failed[0] / LOG_NAME}\n"
+            f"the others are in {out / TABLE_NAME}"
+        )
     return table
 
 

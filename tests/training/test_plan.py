@@ -25,6 +25,8 @@ if start and not (pathlib.Path(start) / "weights.safetensors").is_file():
     sys.exit("began too early")
 if options.get("training.steps") == "13":
     sys.exit("unlucky")
+if options.get("training.steps") == "0":
+    sys.exit(0)
 with (out.parent / "order.txt").open("a") as file:
     file.write(json.dumps([out.name, options]) + "\\n")
 metrics = {"detection": {"overall": {"NDS": 0.25}}, "segmentation": {"iou": {"vehicle": 0.5}}}
@@ -74,11 +76,14 @@ def test_runs_are_made_once_after_those_they_start_from(folder: Path, jobs: int)
     assert len((out / "order.txt").read_text().splitlines()) == 3, "complete runs were made again"
 
 
-def test_a_failed_run_takes_along_only_those_that_start_from_it(folder: Path) -> None:
-    runs = read_plan(write(folder, PLAN.replace("training.steps: 5", "training.steps: 13")))
-    with pytest.raises(BevError, match=r"first, second failed; see output\.log"):
+@pytest.mark.parametrize(("steps", "log"), [(13, "unlucky"), (0, "")])
+def test_a_run_without_result_takes_along_only_those_that_start_from_it(
+    folder: Path, steps: int, log: str
+) -> None:
+    runs = read_plan(write(folder, PLAN.replace("training.steps: 5", f"training.steps: {steps}")))
+    with pytest.raises(BevError, match=r"first, second failed; see .*first.output\.log"):
         run_plan(runs, folder / "out", 1)
-    assert "unlucky" in (folder / "out" / "first" / LOG_NAME).read_text()
+    assert (folder / "out" / "first" / LOG_NAME).read_text().strip() == log
     assert "| third |" in (folder / "out" / TABLE_NAME).read_text()
 
 
@@ -103,6 +108,11 @@ def test_shipped_plans_name_configurations_and_settings_that_exist(path: Path) -
         ("steps: 5", "must hold 'runs' by name"),
         ("runs: {a: {options: {}}}", "run 'a' .* must hold 'config'"),
         ("runs: {a: {config: x, colour: red}}", "run 'a' .* must hold 'config'"),
+        ("runs: {a: {config: 3}}", "run 'a' .* must hold 'config'"),
+        ("runs: {a: {config: x, options: [1]}}", "options must map"),
+        ("runs: {a: {config: x, parts: backbone}}", "parts be a list"),
+        ("runs: {../a: {config: x}}", "a name that a folder can have"),
+        ("{runs: {}, common: 3}", "'common' of .* must map"),
         ("runs: {a: {config: x, start: b}, b: {config: x}}", "starts from 'b', which does not stand before"),
     ],
 )
