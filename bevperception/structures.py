@@ -68,7 +68,8 @@ class CameraFrames(_Movable):
     """What the cameras saw at one instant, for a batch of B vehicles with N cameras each.
 
     Attributes:
-        images: (B, N, 3, H, W) float, RGB, normalised, padded to the network's input size.
+        images: (B, N, 3, H, W) float, RGB, normalised, padded to the network's input size; on the way from
+            the data set to training, uint8 pixels that are normalised on the model's device.
         bev_to_image: (B, N, 4, 4) BEV frame to homogeneous pixels of ``images``; motion between the
             BEV frame's instant and each camera's exposure is included.
         bev_to_global: (B, 4, 4) float64.

@@ -203,18 +203,10 @@ def load_into(
     Raises:
         CheckpointError: names or shapes differ, a part is not there, or a weight is NaN or infinite.
     """
-    whole, expected = weights, model.state_dict()
+    expected = model.state_dict()
     if parts:
-        expected = _of_parts(expected, parts)
-        weights = replace(weights, state=_of_parts(weights.state, parts))
-        for part in parts:
-            there = [any(_part(name) == part for name in state) for state in (expected, weights.state)]
-            if not all(there):
-                where = "the model" if not there[0] else str(weights.path)
-                known = ", ".join(
-                    sorted({_part(name) for name in (model.state_dict(), whole.state)[there[0]]})
-                )
-                raise CheckpointError(f"{where} has no part {part!r}; it has {known}")
+        expected = _of_parts(expected, parts, "the model")
+        weights = replace(weights, state=_of_parts(weights.state, parts, str(weights.path)))
     missing = [name for name in expected if name not in weights.state]
     unexpected = [name for name in weights.state if name not in expected]
     reshaped = [
@@ -233,12 +225,15 @@ def load_into(
     model.load_state_dict(weights.state, strict=not parts)
 
 
-def _part(name: str) -> str:
-    return name.split(".", 1)[0]
-
-
-def _of_parts(state: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if _part(name) in parts}
+def _of_parts(state: Mapping[str, Tensor], parts: Sequence[str], owner: str) -> dict[str, Tensor]:
+    """The tensors of some parts; a part is what a name begins with, up to the first dot."""
+    by_part: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        by_part.setdefault(name.split(".", 1)[0], {})[name] = value
+    for part in parts:
+        if part not in by_part:
+            raise CheckpointError(f"{owner} has no part {part!r}; it has {', '.join(sorted(by_part))}")
+    return {name: value for part in parts for name, value in by_part[part].items()}
 
 
 def load_model(weights: Weights, config: ExperimentConfig) -> BEVFormer:

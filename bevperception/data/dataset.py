@@ -135,13 +135,10 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
             choice = AugmentationDraw.random(self.augmentation, len(self.data.cameras), rng)
         sample = self.reader.sample(token)
         present = self._present(index, draw)
-        current = replace(self._frames(sample, choice), camera_mask=present)
+        current = self._frames(sample, choice, present)
         others = [*self._earlier(token, rng), *self._later(token)]
         history = [
-            current
-            if t is None
-            else replace(self._frames(self.reader.sample(t), choice), camera_mask=present)
-            for t in others
+            current if t is None else self._frames(self.reader.sample(t), choice, present) for t in others
         ]
         if self.augmentation is not None and self.augmentation.grid_mask > 0:
             own = np.random.default_rng((self.seed, draw, index, _GRID_MASK))
@@ -187,7 +184,7 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         found = self.reader.following(token, self.future * stride)[stride - 1 :: stride]
         return [*found, *[None] * (self.future - len(found))]
 
-    def _frames(self, sample: SampleRecord, choice: AugmentationDraw) -> CameraFrames:
+    def _frames(self, sample: SampleRecord, choice: AugmentationDraw, present: Tensor | None) -> CameraFrames:
         width, height = self._images.size
         # NumPy asks for huge pages where torch does not: some 30 times fewer page faults.
         dtype = np.uint8 if self._pixels else np.float32
@@ -212,6 +209,7 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
             bev_to_image=torch.stack(projections)[None].float(),
             bev_to_global=bev_to_global[None],
             timestamps_s=torch.tensor([sample.timestamp_s], dtype=torch.float64),
+            camera_mask=present,
             can_bus=can_bus,
         )
 
