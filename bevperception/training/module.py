@@ -120,6 +120,22 @@ def in_single_precision(outputs: ModelOutputs) -> ModelOutputs:
     return outputs._map(widen)
 
 
+class _Reach(torch.autograd.Function):
+    """Hands a loss on and stands in the graph of parameters, to which it gives no gradient.
+
+    The reverse of a sum of zeros would do the same with several kernels a parameter.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.parameters = len(parameters)
+        return total.view_as(total)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return (*gradients, *(None for _ in range(ctx.parameters)))
+
+
 class TrainingModule(pl.LightningModule):
     """A model with its optimiser, for ``lightning.pytorch.Trainer``.
 
@@ -169,7 +185,7 @@ class TrainingModule(pl.LightningModule):
             losses = model.losses(in_single_precision(outputs), batch.targets, mean_over_processes)
         total = torch.stack(list(losses.values())).sum()
         self._report(total.detach(), {name: value.detach() for name, value in losses.items()}, batch)
-        return total + self._touch_all_parameters()
+        return self._reach_all_parameters(total)
 
     def _report(self, total: Tensor, losses: dict[str, Tensor], batch: Batch) -> None:
         """Log the losses' means over processes; stop all of them if one is not finite."""
@@ -223,14 +239,21 @@ class TrainingModule(pl.LightningModule):
     def _skips(self) -> float:
         return float(len(self.skipped))
 
-    def _touch_all_parameters(self) -> Tensor:
-        """Zero that depends on every parameter, so that each has a gradient at every step.
+    def _reach_all_parameters(self, total: Tensor) -> Tensor:
+        """The same loss, with every trainable parameter behind it.
 
         A part of the model may have had no part in this process's loss; DistributedDataParallel waits
-        for its gradient all the same, and AdamW would decay it in some processes' runs and not in others.
+        for its gradient all the same.
         """
-        first = [p.flatten()[:1] for p in self.model.parameters() if p.requires_grad]
-        return torch.cat(first).sum() * 0.0
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        reached: Tensor = _Reach.apply(total, *parameters)  # type: ignore[no-untyped-call]
+        return reached
+
+    def on_after_backward(self) -> None:
+        """Give every trainable parameter a gradient: AdamW would decay some in one run and not in another."""
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def _non_finite_message(self, what: str, tokens: Sequence[Sequence[str]]) -> str:
         found = [token for part in tokens for token in part]
