@@ -69,19 +69,6 @@ def matching_cost(
     return class_weight * focal_cost(class_logits, labels, alpha, gamma) + box_weight * distance
 
 
-def assign(cost: Tensor) -> tuple[Tensor, Tensor]:
-    """The assignment of least total cost.
-
-    Args:
-        cost: (Q, G); Q or G may be 0. Costs that are not finite count as very large.
-
-    Returns:
-        query indices and ground-truth indices, (min(Q, G),) int64 each, on the cost's device.
-    """
-    found = torch.from_numpy(assign_all(cost[None, None], [cost.shape[1]])).to(cost.device)
-    return found[:, 2], found[:, 3]
-
-
 def assign_all(
     cost: Tensor, counts: Sequence[int], valid: NDArray[np.bool_] | None = None
 ) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from bevperception.models.heads.box_code import BoxCodec, flip_yaw_convention
 from bevperception.models.heads.decoder import DecoderLayer, DetectionDecoder
 from bevperception.models.heads.detection import DetectionHead, decode_detections
 from bevperception.models.losses import DetectionLoss, SegmentationLoss, sigmoid_focal_loss
-from bevperception.models.matching import assign, matching_cost
+from bevperception.models.matching import assign_all, matching_cost
 from bevperception.structures import Boxes3D, DetectionOutputs
 
 EVERYWHERE = (-1e9, -1e9, -1e9, 1e9, 1e9, 1e9)
@@ -47,7 +47,7 @@ def test_published_yaw_convention() -> None:
 @given(queries=st.integers(0, 5), truths=st.integers(0, 5), seed=st.integers(0, 1000))
 def test_assignment_is_the_cheapest(queries: int, truths: int, seed: int) -> None:
     cost = torch.rand(queries, truths, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    rows, columns = assign(cost)
+    rows, columns = assign_all(cost[None, None], [cost.shape[1]])[:, 2:].T
     count = min(queries, truths)
     assert len(rows) == len(columns) == count
     small, large = (queries, truths) if queries <= truths else (truths, queries)
@@ -61,7 +61,7 @@ def test_assignment_is_the_cheapest(queries: int, truths: int, seed: int) -> Non
 
 def test_assignment_survives_non_finite_costs() -> None:
     cost = torch.tensor([[float("nan"), 1.0], [2.0, float("inf")]])
-    rows, columns = assign(cost)
+    rows, columns = assign_all(cost[None, None], [cost.shape[1]])[:, 2:].T
     assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(0, 1), (1, 0)]
 
 
@@ -71,7 +71,7 @@ def test_matching_ignores_velocity() -> None:
     targets[:, 8:] = float("nan")
     cost = matching_cost(logits, codes, torch.tensor([1, 4]), targets, 2.0, 0.25)
     assert cost.isfinite().all()
-    rows, columns = assign(cost)
+    rows, columns = assign_all(cost[None, None], [cost.shape[1]])[:, 2:].T
     assert dict(zip(rows.tolist(), columns.tolist(), strict=True)) == {2: 0, 0: 1}
 
 

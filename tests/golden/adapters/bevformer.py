@@ -38,7 +38,7 @@ from bevperception.models.heads.detection import (
     regression_branch,
 )
 from bevperception.models.losses import DetectionLoss
-from bevperception.models.matching import assign, matching_cost
+from bevperception.models.matching import assign_all, matching_cost
 from bevperception.ops import CompressedRows, deform_attn
 from bevperception.structures import Boxes3D, CameraFrames, DetectionOutputs
 from tests.golden.case import Case, adapter
@@ -562,7 +562,8 @@ def run_loss(case: Case) -> None:
                 smooth=loss.smooth_cost,
             )
             case.check(f"out.cost_{layer}_{b}", cost)
-            queries, truths = assign(cost)
+            pairs = assign_all(cost[None, None], [len(boxes)])[:, 2:]
+            queries, truths = torch.from_numpy(pairs).unbind(-1)
             assigned = torch.zeros(logits.shape[2], dtype=torch.long)
             assigned[queries] = truths + 1
             case.check(f"out.assigned_{layer}_{b}", assigned)
