@@ -35,6 +35,7 @@ from bevperception.training.loader import TrainingData
 from bevperception.training.module import TrainingModule
 
 _NOISE = (
+    "You have overridden `on_after_batch_transfer` in `LightningModule`",
     "The '.*_dataloader' does not have many workers",
     "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler goes on by itself
     "Experiment logs directory .* exists",
