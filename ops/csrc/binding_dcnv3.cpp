@@ -38,6 +38,10 @@ Arguments arguments_of(const Tensor& input, const Tensor& offset, const Tensor& 
   require_same_dtype(kName, {&input, &offset, &mask});
   STD_TORCH_CHECK(input.dim() == 4, kName, ": input must have 4 dimensions");
   const int64_t smallest = std::min({settings.kernel_size, settings.stride, settings.dilation, settings.groups});
+  // So small that no product of them, nor of one with a size, leaves its type.
+  STD_TORCH_CHECK(settings.kernel_size < 1 << 10 && settings.groups <= std::max<int64_t>(1, input.size(3)) &&
+                      std::max({settings.stride, settings.padding, settings.dilation}) < 1 << 20,
+                  kName, ": settings are too large");
   STD_TORCH_CHECK(smallest > 0 && settings.padding >= 0 && input.size(3) % settings.groups == 0 &&
                       input.size(1) > 0 && input.size(2) > 0,
                   kName, ": settings do not fit the input");

@@ -87,7 +87,7 @@ RowArguments arguments_of(const Tensor& value, const std::vector<int64_t>& shape
     STD_TORCH_CHECK(anchor >= 0 && anchor < references.size(1), kName, ": anchors name a reference point ", anchor,
                     " of ", references.size(1));
   }
-  STD_TORCH_CHECK(maps * cells <= std::numeric_limits<int32_t>::max(), kName, ": more than 2^31 - 1 cells");
+  STD_TORCH_CHECK(maps <= std::numeric_limits<int32_t>::max() && maps * cells <= std::numeric_limits<int32_t>::max(), kName, ": more than 2^31 - 1 cells");
   const int64_t rows = logits.size(0);
   require_shape(kName, "value", value, {maps, cells, heads, value.size(3)});
   require_shape(kName, "logits", logits, {rows, heads * samples});

@@ -14,11 +14,13 @@ inline std::vector<Level> levels_of(const char* op, const std::vector<int64_t>& 
   std::vector<Level> levels;
   int64_t start = 0;
   for (size_t k = 0; k < shapes.size(); k += 2) {
+    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
     STD_TORCH_CHECK(shapes[k] > 0 && shapes[k + 1] > 0, op, ": level sizes must be positive");
+    STD_TORCH_CHECK(shapes[k] <= kMost && shapes[k + 1] <= kMost, op, ": more than 2^31 - 1 cells");
     levels.push_back({static_cast<int32_t>(shapes[k]), static_cast<int32_t>(shapes[k + 1]),
                       static_cast<int32_t>(start)});
     start += shapes[k] * shapes[k + 1];
-    STD_TORCH_CHECK(start <= std::numeric_limits<int32_t>::max(), op, ": more than 2^31 - 1 cells");
+    STD_TORCH_CHECK(start <= kMost, op, ": more than 2^31 - 1 cells");
   }
   return levels;
 }

@@ -14,8 +14,8 @@ BEV_INLINE Vector<float, N> exp_of_negative(const Vector<float, N>& x) {
   using F = Vector<float, N>;
   using I = Vector<int32_t, N>;
   const F lowest = broadcast<N>(-87.0f);
-  const F safe = x < lowest ? lowest : x;
-  const I power = convert<I>(safe * 1.44269504f - 0.5f);  // of two, rounded
+  const F safe = x < lowest ? lowest : x, finite = x > lowest ? x : lowest;  // they differ for NaN
+  const I power = convert<I>(finite * 1.44269504f - 0.5f);  // of two, rounded
   const F n = convert<F>(power);
   const F r = (safe - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
   F sum = broadcast<N>(1.9875691500e-4f);

@@ -1,0 +1,127 @@
+"""Hostile arguments to the native operators: refused or served, in code built with sanitizers."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.ops.problems import ISAS, needs_native
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ROOT / "ops" / "csrc"
+TORCH = Path(torch.__file__).parent
+CALLS = 3000
+FLAGS = [
+    *("-std=c++17", "-O1", "-g1", "-fPIC", "-fno-omit-frame-pointer", "-fno-math-errno"),
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-Wno-psabi"),
+    "-DTORCH_TARGET_VERSION=0x020a000000000000",
+]
+ISA_FLAGS = {
+    "isa_avx2.cpp": ["-mavx2", "-mfma"],
+    "isa_avx512.cpp": [f"-mavx512{part}" for part in ("f", "vl", "bw", "dq")] + ["-mfma"],
+}
+
+
+def find_runtime(name: str) -> str | None:
+    """A library of the compiler's own; None where it has none."""
+    if shutil.which("g++") is None:
+        return None
+    command = ["g++", f"-print-file-name={name}"]
+    path = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return path if Path(path).is_absolute() else None
+
+
+needs_sanitizers = pytest.mark.skipif(
+    find_runtime("libasan.so") is None or platform.machine() not in ("x86_64", "AMD64"),
+    reason="needs g++ with its sanitizers, on x86-64",
+)
+
+
+def build(sources: Path, names: list[str], folder: Path) -> list[Path]:
+    """Compile files of a tree of sources, two at a time; their objects."""
+
+    def compile_one(name: str) -> Path:
+        target = folder / f"{Path(name).name}.o"
+        flags = [*FLAGS, *ISA_FLAGS.get(Path(name).name, []), "-isystem", str(TORCH / "include")]
+        subprocess.run(["g++", *flags, "-c", str(sources / name), "-o", str(target)], check=True)
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(compile_one, names))
+
+
+def link(objects: list[Path], target: Path) -> Path:
+    """One library of objects."""
+    command = ["g++", "-shared", "-fsanitize=address,undefined", *map(str, objects), "-o", str(target)]
+    subprocess.run([*command, f"-L{TORCH / 'lib'}", "-ltorch_cpu"], check=True)
+    return target
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library with sanitizers; its objects lie beside it."""
+    folder = tmp_path_factory.mktemp("sanitized")
+    names = [path.name for path in SOURCES.glob("*.cpp")]
+    names += [f"cpu/{path.name}" for path in (SOURCES / "cpu").glob("*.cpp")]
+    return link(build(SOURCES, names, folder), folder / "operators.so")
+
+
+def attack(library: Path, calls: int, isa: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the hostile program on a library built with sanitizers."""
+    runtimes = [find_runtime("libasan.so"), find_runtime("libstdc++.so")]
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "ops" / "hostile.py"), str(library), str(calls), isa],
+        env={
+            **os.environ,
+            "LD_PRELOAD": " ".join(filter(None, runtimes)),
+            # Python itself leaks what it keeps to its end.
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def counts(printed: str) -> tuple[int, int]:
+    """(calls that ran, calls that were refused)."""
+    _, ran, _, refused = printed.split()
+    return int(ran), int(refused)
+
+
+@needs_native
+@needs_sanitizers
+@pytest.mark.parametrize("isa", ISAS)
+def test_hostile_calls_are_refused_or_served(sanitized: Path, isa: str) -> None:
+    done = attack(sanitized, CALLS, isa)
+    assert done.returncode == 0, done.stderr[-4000:]
+    ran, refused = counts(done.stdout)
+    assert ran + refused == CALLS
+    assert min(ran, refused) > CALLS // 5
+
+
+@needs_native
+@needs_sanitizers
+def test_a_planted_read_beyond_the_map_is_caught(sanitized: Path, tmp_path: Path) -> None:
+    planted = tmp_path / "csrc"
+    shutil.copytree(SOURCES, planted)
+    header = planted / "common" / "bilinear.h"
+    clamp = "sample.high = sample.high < cells ? sample.high : cells - 1;"
+    text = header.read_text()
+    assert text.count(clamp) == 1
+    header.write_text(text.replace(clamp, ""))
+    wrong = build(planted, ["cpu/isa_baseline.cpp"], tmp_path)
+    right = [path for path in sanitized.parent.glob("*.o") if path.name != wrong[0].name]
+    done = attack(link([*right, *wrong], tmp_path / "planted.so"), CALLS, "baseline")
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
