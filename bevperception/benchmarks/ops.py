@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from bevperception.benchmarks.ops_cases import CASES
-from bevperception.benchmarks.ops_worker import PEERS
+from bevperception.benchmarks.ops_worker import PEERS, PUBLISHED
 from bevperception.benchmarks.timing import median_ms
 from bevperception.errors import BevError, ConfigError
 from bevperception.ops import backend_report
@@ -29,8 +29,12 @@ Time the native operators, the plain-PyTorch grid_sample reference and every ins
 
 Every competitor runs in a process of its own, once as it is and once with THP_MEM_ALLOC_ENABLE=1 (PyTorch's
 own use of huge pages); the better of the two counts. The competitors take turns, several rounds, so that a
-disturbance hits all of them; the median over all rounds is shown. A competitor that does not compute the
-same numbers as the reference is not measured."""
+disturbance hits all of them; the median over all rounds is shown, and the most memory a call needs beyond its
+arguments. A competitor that does not compute the same numbers as the reference is not measured.
+
+Spatial cross-attention (c1, c2) is one operator in native. The others are BEVFormer's published scheme, which
+copies every camera's queries into a batch padded to the longest, around their own ms_deform_attn; "published"
+is that scheme around the native ms_deform_attn."""
 
 EPILOG = """\
 cases:
@@ -47,10 +51,12 @@ HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 @dataclass
 class Result:
-    """Seconds of one competitor at one case, by setting ("" or "huge pages")."""
+    """What one competitor needs at one case: seconds by setting ("" or "huge pages"), and memory."""
 
     forward: dict[str, list[float]] = field(default_factory=dict)
     both: dict[str, list[float]] = field(default_factory=dict)
+    forward_bytes: list[int] = field(default_factory=list)
+    both_bytes: list[int] = field(default_factory=list)
     missing: str | None = None
 
     def add(self, setting: str, answer: dict[str, Any]) -> None:
@@ -59,6 +65,16 @@ class Result:
         if self.missing is None:
             self.forward.setdefault(setting, []).extend(answer["forward"])
             self.both.setdefault(setting, []).extend(answer["both"])
+            if answer["forward_bytes"] is not None:
+                self.forward_bytes.append(answer["forward_bytes"])
+                self.both_bytes.append(answer["both_bytes"])
+
+    @property
+    def memory(self) -> str:
+        """Least extra memory of any round, MB forward / forward + backward."""
+        if not self.forward_bytes:
+            return ""
+        return f"{min(self.forward_bytes) / 1e6:>8.1f} / {min(self.both_bytes) / 1e6:>7.1f} MB"
 
     @property
     def forward_ms(self) -> float:
@@ -203,7 +219,7 @@ def format_case(key: str, results: dict[str, Result]) -> str:
         if native is not None and native.missing is None and result is not native:
             forward = result.forward_ms / native.forward_ms
             ratio = f"   {forward:>6.1f}x / {result.both_ms / native.both_ms:>5.1f}x"
-        lines.append(f"    {name:<22}{times}{ratio}")
+        lines.append(f"    {name:<22}{times}{result.memory:>22}{ratio}")
     return "\n".join(lines)
 
 
@@ -221,7 +237,7 @@ def format_summary(results: dict[str, dict[str, Result]]) -> str:
             if pairs:
                 forward = min(other.forward_ms / native.forward_ms for other, native in pairs)
                 both = min(other.both_ms / native.both_ms for other, native in pairs)
-                lines.append(f"    {operator:<16}{name:<22}{forward:>6.1f}x / {both:>5.1f}x")
+                lines.append(f"    {operator:<20}{name:<22}{forward:>6.1f}x / {both:>5.1f}x")
     return "\n".join(lines)
 
 
@@ -238,6 +254,8 @@ def to_json(options: argparse.Namespace, results: dict[str, dict[str, Result]]) 
                 else {
                     "forward_ms": result.forward_ms,
                     "both_ms": result.both_ms,
+                    "forward_bytes": result.forward_bytes,
+                    "both_bytes": result.both_bytes,
                     "forward_s": result.forward,
                     "both_s": result.both,
                 }
@@ -261,14 +279,14 @@ def _names_of(allowed: Sequence[str]) -> Any:
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """The subcommand's options."""
-    cases = "\n".join(f"  {case.key:<4}{case.operator:<16}{case.title}" for case in CASES.values())
+    cases = "\n".join(f"  {case.key:<4}{case.operator:<20}{case.title}" for case in CASES.values())
     parser = argparse.ArgumentParser(
         program,
         description=DESCRIPTION,
         epilog=EPILOG.format(cases=cases),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    competitors = ["native", "reference", *PEERS]
+    competitors = ["native", "reference", PUBLISHED, *PEERS]
     parser.add_argument(
         "--cases", type=_names_of(list(CASES)), default=list(CASES), help="comma-separated; default: all"
     )

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bevperception.benchmarks.spatial_case import SpatialCase
+
 LocationKind = Literal["local", "uniform"]
 
 
@@ -139,7 +141,7 @@ class ConvolutionCase:
         return input.to(dtype), offset.to(dtype), mask.to(dtype)
 
 
-Case = AttentionCase | ConvolutionCase
+Case = AttentionCase | ConvolutionCase | SpatialCase
 
 _PYRAMID = ((116, 200), (58, 100), (29, 50), (15, 25))
 _DETR_PYRAMID = ((100, 134), (50, 67), (25, 34), (13, 17))
@@ -153,6 +155,8 @@ CASES: dict[str, Case] = {
         AttentionCase("iv", "spatial cross-attention, base", 6, 9000, _PYRAMID, 8, "pillars"),
         AttentionCase("v", "decoder, base", 1, 900, ((200, 200),), 4, "random"),
         AttentionCase("vi", "Deformable-DETR encoder", 1, 0, _DETR_PYRAMID, 4, "grid"),
+        SpatialCase("c1", "all six cameras, BEVFormer-tiny, batch 2", 2, 50, ((15, 25),), 8),
+        SpatialCase("c2", "all six cameras, BEVFormer-base", 1, 200, _PYRAMID, 8),
         ConvolutionCase("s1", "InternImage-T stage 1", 6, 112, 200, 4),
         ConvolutionCase("s2", "InternImage-T stage 2", 6, 56, 100, 8),
         ConvolutionCase("s3", "InternImage-T stage 3", 6, 28, 50, 16),

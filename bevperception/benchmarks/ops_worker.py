@@ -10,7 +10,7 @@ import functools
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from bevperception import ops
 from bevperception.benchmarks.ops_cases import CASES, AttentionCase, Case, ConvolutionCase
-from bevperception.benchmarks.timing import sample_seconds
+from bevperception.benchmarks.spatial_case import Attention, SpatialCase, native_call, published_call
+from bevperception.benchmarks.timing import peak_extra_bytes, sample_seconds
 
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -28,41 +29,60 @@ PEERS = {"torch-ms-deform-attn": "torch_ms_deform_attn", "deformops": "deformops
 SMALL_CASES: tuple[Case, ...] = (
     AttentionCase("small", "agreement", 2, 25, ((6, 9), (3, 4)), 4, "grid"),
     ConvolutionCase("small", "agreement", 2, 5, 7, 2),
+    SpatialCase("small", "agreement", 2, 9, ((6, 9), (3, 4)), 4),
 )
 AGREEMENT = 1e-4
 """Largest difference from the reference in float32, as a share of the largest magnitude."""
 
 
-def competitor_call(competitor: str, case: Case) -> Call | None:
+PUBLISHED = "published"
+"""Spatial cross-attention by the published scheme around this project's ms_deform_attn."""
+
+
+def competitor_call(competitor: str, case: Case, dtype: torch.dtype = torch.float32) -> Call | None:
     """A competitor's operator for a case; None if it has none.
 
+    Spatial cross-attention is the published scheme around a competitor's multi-scale deformable attention,
+    for all but "native".
+
     Args:
-        competitor: "native", "reference", or a key of PEERS.
+        competitor: "native", "reference", "published", or a key of PEERS.
         case: sizes.
+        dtype: that the call will have.
 
     Raises:
         ImportError, SyntaxError: the peer is not installed, or not for this Python.
         ConfigError: the native operators are not built.
     """
-    if competitor in PEERS:
-        return _peer_call(competitor, case) if isinstance(case, AttentionCase) else None
-    if competitor == "native":
+    if competitor in ("native", PUBLISHED):
         ops.set_backend("native")
+    if isinstance(case, SpatialCase):
+        if competitor == "native":
+            return native_call(case, dtype)
+        return published_call(case, dtype, _attention(competitor))
+    if competitor == PUBLISHED:
+        return None
     if isinstance(case, AttentionCase):
-        attention = ops.ms_deform_attn if competitor == "native" else ops.ms_deform_attn_reference
-        shapes = case.shapes
+        attention, shapes = _attention(competitor), case.shapes
         return lambda value, locations, weights: attention(value, shapes, locations, weights)
+    if competitor in PEERS:
+        return None
     convolution = ops.dcnv3 if competitor == "native" else ops.dcnv3_reference
     return functools.partial(convolution, groups=case.groups)
 
 
-def _peer_call(name: str, case: AttentionCase) -> Call:
-    module = importlib.import_module(PEERS[name])
-    operator = module.ms_deform_attn if name == "torch-ms-deform-attn" else module.msda
-    shapes = torch.tensor(case.shapes)
-    starts = torch.cat([torch.zeros(1, dtype=torch.long), shapes.prod(1).cumsum(0)[:-1]])
+def _attention(competitor: str) -> Attention:
+    """A competitor's multi-scale deformable attention."""
+    if competitor not in PEERS:
+        return ops.ms_deform_attn_reference if competitor == "reference" else ops.ms_deform_attn
+    module = importlib.import_module(PEERS[competitor])
+    operator = module.ms_deform_attn if competitor == "torch-ms-deform-attn" else module.msda
 
-    def call(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    def call(
+        value: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+    ) -> Tensor:
+        shapes = torch.tensor(spatial_shapes)
+        starts = torch.cat([torch.zeros(1, dtype=torch.long), shapes.prod(1).cumsum(0)[:-1]])
         output: Tensor = operator(value, shapes, starts, locations, weights)
         return output
 
@@ -91,11 +111,12 @@ def measure(competitor: str, request: dict[str, Any]) -> dict[str, Any]:
         request: "case" (a key of CASES), "locations", "dtype" and "seconds" to spend on each of the two.
 
     Returns:
-        "forward" and "both": lists of seconds; or "missing": why there is nothing to measure.
+        "forward" and "both": lists of seconds, "forward_bytes" and "both_bytes": most memory beyond the
+        arguments'; or "missing": why there is nothing to measure.
     """
-    case = CASES[request["case"]]
+    case, dtype = CASES[request["case"]], getattr(torch, request["dtype"])
     try:
-        call = competitor_call(competitor, case)
+        call = competitor_call(competitor, case, dtype)
     except (ImportError, SyntaxError) as error:
         return {"missing": f"{type(error).__name__}: {error}"}
     if call is None:
@@ -103,7 +124,7 @@ def measure(competitor: str, request: dict[str, Any]) -> dict[str, Any]:
     difference = disagreement(competitor, case.operator)
     if not difference <= AGREEMENT:
         return {"missing": f"differs from the reference by {difference:.1e}"}
-    tensors = case.inputs(request["locations"], getattr(torch, request["dtype"]))
+    tensors = case.inputs(request["locations"], dtype)
     leaves = tuple(t.clone().requires_grad_() for t in tensors)
     cotangent = torch.randn_like(call(*tensors))
 
@@ -118,6 +139,8 @@ def measure(competitor: str, request: dict[str, Any]) -> dict[str, Any]:
     return {
         "forward": sample_seconds(forward, request["seconds"]),
         "both": sample_seconds(both, request["seconds"]),
+        "forward_bytes": peak_extra_bytes(forward),
+        "both_bytes": peak_extra_bytes(both),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 
 from bevperception.benchmarks.ops_cases import CASES, AttentionCase
 from bevperception.benchmarks.ops_worker import competitor_call, disagreement
-from bevperception.benchmarks.timing import median_ms, sample_seconds
+from bevperception.benchmarks.timing import median_ms, peak_extra_bytes, sample_seconds
 from tests.ops.problems import needs_native
 
 PROGRAM = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
@@ -58,7 +59,7 @@ def test_help_teaches() -> None:
         assert words in done.stdout
 
 
-@pytest.mark.parametrize("key", ["i", "ii", "v", "s4"])
+@pytest.mark.parametrize("key", ["i", "ii", "v", "c1", "s4"])
 @pytest.mark.parametrize("kind", ["local", "uniform"])
 def test_inputs_fit_their_operator(key: str, kind: str) -> None:
     case = CASES[key]
@@ -72,9 +73,32 @@ def test_inputs_fit_their_operator(key: str, kind: str) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("operator", ["ms_deform_attn", "dcnv3"])
+@pytest.mark.parametrize("operator", ["ms_deform_attn", "dcnv3", "spatial_cross_attn"])
 def test_competitors_are_checked_before_they_are_timed(operator: str) -> None:
     assert disagreement("native", operator) < 1e-5
+
+
+@needs_native
+def test_the_published_scheme_computes_the_same_and_needs_more_memory() -> None:
+    assert disagreement("published", "spatial_cross_attn") < 1e-5
+    case = CASES["c1"]
+    tensors = case.inputs("local", torch.float32)
+    bytes_of = {}
+    for competitor in ("native", "published"):
+        call = competitor_call(competitor, case)
+        assert call is not None
+        call(*tensors)
+        bytes_of[competitor] = peak_extra_bytes(functools.partial(call, *tensors))
+    if bytes_of["native"] is not None and bytes_of["published"] is not None:
+        assert bytes_of["native"] < bytes_of["published"]
+
+
+def test_peak_memory_of_a_call() -> None:
+    if not Path("/proc/self/clear_refs").is_file():
+        pytest.skip("only Linux tells")
+    measured = peak_extra_bytes(lambda: torch.ones(50_000_000, dtype=torch.uint8).sum())
+    assert measured is not None
+    assert 45e6 < measured < 80e6
 
 
 def test_sample_seconds_calls_often_enough() -> None:
