@@ -98,7 +98,7 @@ def test_peak_memory_of_a_call() -> None:
         pytest.skip("only Linux tells")
     measured = peak_extra_bytes(lambda: torch.ones(50_000_000, dtype=torch.uint8).sum())
     assert measured is not None
-    assert 45e6 < measured < 80e6
+    assert 40e6 < measured < 80e6
 
 
 def test_sample_seconds_calls_often_enough() -> None:
