@@ -96,9 +96,9 @@ def test_the_published_scheme_computes_the_same_and_needs_more_memory() -> None:
 def test_peak_memory_of_a_call() -> None:
     if not Path("/proc/self/clear_refs").is_file():
         pytest.skip("only Linux tells")
-    measured = peak_extra_bytes(lambda: torch.ones(50_000_000, dtype=torch.uint8).sum())
+    measured = peak_extra_bytes(lambda: torch.ones(50_000_000, dtype=torch.uint8))
     assert measured is not None
-    assert 40e6 < measured < 80e6
+    assert 45e6 < measured < 80e6
 
 
 def test_sample_seconds_calls_often_enough() -> None:
