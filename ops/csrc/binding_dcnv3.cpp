@@ -1,26 +1,15 @@
 // dcnv3 for PyTorch on the CPU.
-#include <limits>
 #include <tuple>
 
-#include "binding.h"
+#include "binding_dcnv3.h"
+#include "schemas.h"
 
 namespace bevperception {
 namespace {
 
 constexpr const char* kName = "dcnv3";
 
-// The settings in the order of the schema.
-struct Settings {
-  int64_t kernel_size, stride, padding, dilation, groups;
-  double offset_scale;
-  bool remove_center;
-};
-
-struct Arguments {
-  Tensor input, offset, mask;  // contiguous
-  Dcnv3Sizes sizes;
-  double offset_scale;
-
+struct Arguments : Dcnv3Arguments {
   template <class T>
   cpu::Dcnv3<T> problem() const {
     return {sizes, static_cast<T>(offset_scale), data_of<T>(input), data_of<T>(offset), data_of<T>(mask)};
@@ -30,40 +19,10 @@ struct Arguments {
   int64_t work_of_row() const { return sizes.groups * work_of_group(); }
 };
 
-int64_t output_size(int64_t size, const Settings& settings) {
-  return (size + 2 * settings.padding - settings.dilation * (settings.kernel_size - 1) - 1) / settings.stride + 1;
-}
-
-Arguments arguments_of(const Tensor& input, const Tensor& offset, const Tensor& mask, const Settings& settings) {
+Arguments arguments_of(const Tensor& input, const Tensor& offset, const Tensor& mask,
+                       const Dcnv3Settings& settings) {
   require_same_dtype(kName, {&input, &offset, &mask});
-  STD_TORCH_CHECK(input.dim() == 4, kName, ": input must have 4 dimensions");
-  const int64_t smallest = std::min({settings.kernel_size, settings.stride, settings.dilation, settings.groups});
-  // So small that no product of them, nor of one with a size, leaves its type.
-  STD_TORCH_CHECK(settings.kernel_size < 1 << 10 && settings.groups <= std::max<int64_t>(1, input.size(3)) &&
-                      std::max({settings.stride, settings.padding, settings.dilation}) < 1 << 20,
-                  kName, ": settings are too large");
-  STD_TORCH_CHECK(smallest > 0 && settings.padding >= 0 && input.size(3) % settings.groups == 0 &&
-                      input.size(1) > 0 && input.size(2) > 0,
-                  kName, ": settings do not fit the input");
-  STD_TORCH_CHECK(input.size(1) * input.size(2) <= std::numeric_limits<int32_t>::max(), kName,
-                  ": more than 2^31 - 1 cells");
-  const Dcnv3Sizes sizes = {input.size(0),
-                            input.size(1),
-                            input.size(2),
-                            settings.groups,
-                            input.size(3) / settings.groups,
-                            output_size(input.size(1), settings),
-                            output_size(input.size(2), settings),
-                            static_cast<int32_t>(settings.kernel_size),
-                            static_cast<int32_t>(settings.stride),
-                            static_cast<int32_t>(settings.padding),
-                            static_cast<int32_t>(settings.dilation),
-                            settings.remove_center};
-  const int64_t points = sizes.groups * sizes.points();
-  require_shape(kName, "offset", offset, {sizes.batch, sizes.out_height, sizes.out_width, 2 * points});
-  require_shape(kName, "mask", mask, {sizes.batch, sizes.out_height, sizes.out_width, points});
-  return {torch::stable::contiguous(input), torch::stable::contiguous(offset), torch::stable::contiguous(mask),
-          sizes, settings.offset_scale};
+  return {Dcnv3Arguments::of(kName, input, offset, mask, settings)};
 }
 
 Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t kernel_size, int64_t stride,
@@ -119,13 +78,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
 }  // namespace bevperception
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bevperception, m) {
-  m.def(
-      "dcnv3(Tensor input, Tensor offset, Tensor mask, int kernel_size, int stride, int padding, int dilation, "
-      "int groups, float offset_scale, bool remove_center) -> Tensor");
-  m.def(
-      "dcnv3_backward(Tensor output_gradient, Tensor input, Tensor offset, Tensor mask, int kernel_size, "
-      "int stride, int padding, int dilation, int groups, float offset_scale, bool remove_center) "
-      "-> (Tensor, Tensor, Tensor)");
+  m.def(BEV_DCNV3_SCHEMA);
+  m.def(BEV_DCNV3_BACKWARD_SCHEMA(""));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bevperception, CPU, m) {

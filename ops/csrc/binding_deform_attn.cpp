@@ -1,28 +1,15 @@
 // deform_attn for PyTorch on the CPU; forward only, see bevperception/ops/fused_attention.py.
-#include <limits>
 #include <optional>
 
-#include "binding.h"
-#include "binding_levels.h"
+#include "binding_deform_attn.h"
+#include "schemas.h"
 
 namespace bevperception {
 namespace {
 
 constexpr const char* kName = "deform_attn";
 
-Tensor with_contiguous_rows(const Tensor& tensor) {
-  return tensor.size(1) <= 1 || tensor.stride(1) == 1 ? tensor : torch::stable::contiguous(tensor);
-}
-
-struct RowArguments {
-  Tensor value, offsets, logits, references;
-  std::optional<Tensor> row_start, map_of;  // contiguous
-  std::vector<Level> levels;
-  std::vector<int32_t> anchor_of;
-  MsDeformAttnSizes sizes;
-  int64_t groups;
-
-  int64_t rows() const { return logits.size(0); }
+struct RowArguments : DeformAttnArguments {
   template <class T>
   cpu::DeformAttn<T> problem() const {
     return {sizes,
@@ -41,17 +28,8 @@ struct RowArguments {
   }
 };
 
-void require_indices(const char* name, const Tensor& tensor, int64_t count) {
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long && tensor.dim() == 1, kName, ": ", name,
-                  " must be a row of int64");
-  STD_TORCH_CHECK(count < 0 || tensor.size(0) == count, kName, ": ", name,
-                  " has a length that does not fit the other arguments");
-}
-
 // Compressed rows, as they come from outside: checked whole, as the kernels trust them.
 void require_rows(const RowArguments& arguments) {
-  require_indices("row_start", *arguments.row_start, arguments.rows() + 1);
-  require_indices("map_of", *arguments.map_of, -1);
   const int64_t* start = data_of<int64_t>(*arguments.row_start);
   const int64_t* map = data_of<int64_t>(*arguments.map_of);
   const int64_t entries = arguments.map_of->size(0), rows = arguments.rows();
@@ -70,38 +48,8 @@ RowArguments arguments_of(const Tensor& value, const std::vector<int64_t>& shape
                           int64_t groups, const std::optional<Tensor>& row_start,
                           const std::optional<Tensor>& map_of) {
   require_same_dtype(kName, {&value, &offsets, &logits, &references});
-  STD_TORCH_CHECK(value.dim() == 4 && offsets.dim() == 2 && logits.dim() == 2 && references.dim() == 3, kName,
-                  ": value must have 4 dimensions, offsets and logits 2, references 3");
-  STD_TORCH_CHECK(row_start.has_value() == map_of.has_value(), kName, ": row_start and map_of belong together");
-  RowArguments arguments{torch::stable::contiguous(value),      with_contiguous_rows(offsets),
-                         with_contiguous_rows(logits),          torch::stable::contiguous(references),
-                         std::nullopt,                          std::nullopt,
-                         levels_of(kName, shapes),              {anchors.begin(), anchors.end()},
-                         {},                                    groups};
-  const auto levels = static_cast<int64_t>(arguments.levels.size());
-  const auto samples = static_cast<int64_t>(anchors.size());
-  const int64_t cells = cells_of(arguments.levels), maps = value.size(0), heads = value.size(2);
-  STD_TORCH_CHECK(samples % levels == 0, kName, ": anchors must have one entry a level and point");
-  STD_TORCH_CHECK(groups > 0 && samples % groups == 0, kName, ": groups must divide levels * points");
-  for (const int64_t anchor : anchors) {
-    STD_TORCH_CHECK(anchor >= 0 && anchor < references.size(1), kName, ": anchors name a reference point ", anchor,
-                    " of ", references.size(1));
-  }
-  STD_TORCH_CHECK(maps <= std::numeric_limits<int32_t>::max() && maps * cells <= std::numeric_limits<int32_t>::max(), kName, ": more than 2^31 - 1 cells");
-  const int64_t rows = logits.size(0);
-  require_shape(kName, "value", value, {maps, cells, heads, value.size(3)});
-  require_shape(kName, "logits", logits, {rows, heads * samples});
-  require_shape(kName, "offsets", offsets, {rows, heads * samples * 2});
-  if (row_start) {
-    arguments.row_start = torch::stable::contiguous(*row_start);
-    arguments.map_of = torch::stable::contiguous(*map_of);
-  } else {
-    STD_TORCH_CHECK(rows == 0 || (maps > 0 && rows % maps == 0), kName, ": rows must be a multiple of the maps");
-  }
-  const int64_t entries = row_start ? arguments.map_of->numel() : rows;
-  require_shape(kName, "references", references, {entries, references.size(1), 2});
-  const int64_t queries = maps > 0 ? rows / maps : 0;
-  arguments.sizes = {maps, cells, heads, value.size(3), queries, levels, samples / levels};
+  const RowArguments arguments{DeformAttnArguments::of(kName, value, shapes, offsets, logits, references, anchors,
+                                                       groups, row_start, map_of)};
   if (row_start) require_rows(arguments);
   return arguments;
 }
@@ -129,9 +77,7 @@ Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& o
 }  // namespace bevperception
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bevperception, m) {
-  m.def(
-      "deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor offsets, Tensor logits, Tensor references, "
-      "SymInt[] anchors, SymInt groups, Tensor? row_start, Tensor? map_of) -> Tensor");
+  m.def(BEV_DEFORM_ATTN_SCHEMA);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bevperception, CPU, m) {

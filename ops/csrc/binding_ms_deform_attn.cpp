@@ -2,18 +2,15 @@
 #include <tuple>
 
 #include "binding.h"
-#include "binding_levels.h"
+#include "binding_ms_deform_attn.h"
+#include "schemas.h"
 
 namespace bevperception {
 namespace {
 
 constexpr const char* kName = "ms_deform_attn";
 
-struct Arguments {
-  Tensor value, locations, weights;  // contiguous
-  std::vector<Level> levels;
-  MsDeformAttnSizes sizes;
-
+struct Arguments : MsDeformAttnArguments {
   template <class T>
   cpu::MsDeformAttn<T> problem() const {
     return {sizes, levels.data(), data_of<T>(value), data_of<T>(locations), data_of<T>(weights)};
@@ -26,22 +23,7 @@ struct Arguments {
 Arguments arguments_of(const Tensor& value, const std::vector<int64_t>& shapes, const Tensor& locations,
                        const Tensor& weights) {
   require_same_dtype(kName, {&value, &locations, &weights});
-  STD_TORCH_CHECK(value.dim() == 4 && locations.dim() == 6, kName, ": value must have 4 dimensions, ",
-                  "sampling_locations 6");
-  Arguments arguments{torch::stable::contiguous(value), torch::stable::contiguous(locations),
-                      torch::stable::contiguous(weights), levels_of(kName, shapes), {}};
-  const int64_t cells = cells_of(arguments.levels);
-  MsDeformAttnSizes& sizes = arguments.sizes;
-  sizes = {value.size(0),     cells,
-           value.size(2),     value.size(3),
-           locations.size(1), static_cast<int64_t>(arguments.levels.size()),
-           locations.size(4)};
-  require_shape(kName, "value", value, {sizes.batch, cells, sizes.heads, sizes.channels});
-  require_shape(kName, "sampling_locations", locations,
-                {sizes.batch, sizes.queries, sizes.heads, sizes.levels, sizes.points, 2});
-  require_shape(kName, "attention_weights", weights,
-                {sizes.batch, sizes.queries, sizes.heads, sizes.levels, sizes.points});
-  return arguments;
+  return {MsDeformAttnArguments::of(kName, value, shapes, locations, weights)};
 }
 
 Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& locations, const Tensor& weights) {
@@ -95,12 +77,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
 }  // namespace bevperception
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bevperception, m) {
-  m.def(
-      "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
-      "Tensor attention_weights) -> Tensor");
-  m.def(
-      "ms_deform_attn_backward(Tensor output_gradient, Tensor value, SymInt[] spatial_shapes, "
-      "Tensor sampling_locations, Tensor attention_weights) -> (Tensor, Tensor, Tensor)");
+  m.def(BEV_MS_DEFORM_ATTN_SCHEMA);
+  m.def(BEV_MS_DEFORM_ATTN_BACKWARD_SCHEMA(""));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bevperception, CPU, m) {
