@@ -83,9 +83,12 @@ class SpatialCase:
         return torch.stack((u, v), -1).to(dtype), visible
 
 
-def native_call(case: SpatialCase, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def native_call(
+    case: SpatialCase, dtype: torch.dtype, device: torch.device | None = None
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """This project's way: compressed rows, one operator; the rows are made once, as for a fixed rig."""
-    hits: CameraHits = find_hits(*case.seen(dtype), None, dtype)
+    references, visible = (x.to(device) for x in case.seen(dtype))
+    hits: CameraHits = find_hits(references, visible, None, dtype)
 
     def call(value: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
         references, anchors = hits.reference_points, case.anchors

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; None takes the program's own.
 
     Returns:
-        0, or 2 if the data root is unusable.
+        0, or 2 if the data root is unusable or an operator wrong.
 
     Raises:
         BevError: if torch or the devkit is not installed, or the environment asks for an unknown operator
@@ -65,9 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cameras", nargs="+", default=list(CAMERA_NAMES), metavar="CHANNEL", help="default: the six"
     )
+    parser.add_argument(
+        "--gpu",
+        action="store_true",
+        help="verify every operator on the GPU against the float64 reference, and time it; without a GPU the "
+        "same on the CPU, for practice",
+    )
     options = parser.parse_args(argv)
     _print_rows("Environment", environment())
     _print_rows("Operators", operators())
+    if options.gpu:
+        from bevperception.doctor.device import report_device
+
+        return 0 if report_device() else USAGE_EXIT_CODE
     if options.dataroot is None:
         print("Give a data root to have it checked: python -m bevperception.doctor /data/nuscenes")
         return 0

@@ -18,6 +18,7 @@ from bevperception.ops import native
 BackendName = Literal["auto", "reference", "native"]
 ENVIRONMENT_VARIABLE = "BEVPERCEPTION_OPS"
 OPERATORS = ("ms_deform_attn", "deform_attn", "dcnv3")
+HOW_TO_BUILD_CUDA = "With nvcc, BEVPERCEPTION_CUDA=1 pip install -e . --no-build-isolation builds them"
 HOW_TO_BUILD = "install a C++ compiler and run: pip install -e . --no-build-isolation"
 
 
@@ -161,8 +162,8 @@ def _warn_once(device: torch.device) -> None:
         return
     _State.warned = True
     if native.STATUS.loaded:
-        why = f"the native operators have no kernels for {device.type} tensors yet"
-        remedy = ""
+        why = f"the native operators have no kernels for {device.type} tensors"
+        remedy = f" {HOW_TO_BUILD_CUDA}." if device.type == "cuda" else ""
     else:
         why, remedy = f"{native.STATUS.problem}", f" To build them {HOW_TO_BUILD}."
     warnings.warn(

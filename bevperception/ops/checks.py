@@ -86,6 +86,17 @@ def require_levels(operator: str, value: Tensor, shapes: Sequence[tuple[int, int
     )
 
 
-def working_copies(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the dtype the work is done in: float64 if they are, else float32."""
-    return tuple(t if t.dtype in WORKING_DTYPES else t.float() for t in tensors)
+def working_copies(maps: Tensor, *others: Tensor, keep_half: bool = False) -> tuple[Tensor, ...]:
+    """The tensors in the dtype the work is done in: float64 if they are, else float32.
+
+    Args:
+        maps: what is sampled; with ``keep_half`` it stays as it is.
+        others: positions and weights.
+        keep_half: for kernels that read half-precision maps and compute in float32.
+    """
+    kept = maps if keep_half else _widened(maps)
+    return kept, *(_widened(t) for t in others)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype in WORKING_DTYPES else tensor.float()

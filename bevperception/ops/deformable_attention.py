@@ -50,10 +50,11 @@ def ms_deform_attn(
     shapes = [(h, w) for h, w in spatial_shapes]
     _check(value, shapes, sampling_locations, attention_weights)
     result_dtype = torch.float32 if torch.is_autocast_enabled(value.device.type) else value.dtype
+    is_native = choose_backend(_NAME, value.device) is Backend.NATIVE
     value, sampling_locations, attention_weights = working_copies(
-        value, sampling_locations, attention_weights
+        value, sampling_locations, attention_weights, keep_half=is_native and value.is_cuda
     )
-    if choose_backend(_NAME, value.device) is Backend.NATIVE:
+    if is_native:
         flat_shapes = [n for shape in shapes for n in shape]
         output: Tensor = torch.ops.bevperception.ms_deform_attn(
             value, flat_shapes, sampling_locations, attention_weights

@@ -61,8 +61,9 @@ def dcnv3(
     """
     _check(input, offset, mask, kernel_size, stride, padding, dilation, groups, remove_center)
     result_dtype = torch.float32 if torch.is_autocast_enabled(input.device.type) else input.dtype
-    input, offset, mask = working_copies(input, offset, mask)
-    if choose_backend(_NAME, input.device) is Backend.NATIVE:
+    is_native = choose_backend(_NAME, input.device) is Backend.NATIVE
+    input, offset, mask = working_copies(input, offset, mask, keep_half=is_native and input.is_cuda)
+    if is_native:
         output: Tensor = torch.ops.bevperception.dcnv3(
             input,
             offset,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +20,9 @@ from bevperception.ops.checks import (
 from bevperception.ops.deformable_attention import ms_deform_attn
 
 _NAME = "deform_attn"
+
+MAX_SAMPLES = 1024
+"""Points of a row and head that the fused operator takes on a GPU (ops/csrc/cuda/kernels.h)."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,9 @@ def deform_attn(
     weight is the softmax over the points of all levels (of each of ``groups`` equal parts of them, whose
     results are averaged). The result is the mean over the row's entries, zero without entries.
 
-    The native operator makes all of this in one pass and serves prediction; where gradients are wanted,
-    and with the reference backend, it is put together from :func:`ms_deform_attn`.
+    The native operator makes all of this in one pass, on a GPU with gradients too. Where it does not serve
+    (gradients on the CPU, deterministic gradients, the reference backend) the same is put together from
+    :func:`ms_deform_attn`.
 
     Source: Deformable DETR (Zhu et al., ICLR 2021), equation 3; BEVFormer (Li et al., ECCV 2022),
     equations 2 and 3.
@@ -96,11 +100,12 @@ def deform_attn(
     shapes = [(h, w) for h, w in spatial_shapes]
     tensors = {"value": value, "offsets": offsets, "logits": logits, "references": references}
     _check(tensors, shapes, anchors, groups, rows)
-    wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values())
-    if wants_gradient or choose_backend(_NAME, value.device) is not Backend.NATIVE:
+    if not _is_fused(tensors, len(anchors)):
         return deform_attn_unfused(value, shapes, offsets, logits, references, anchors, groups, rows)
     result_dtype = torch.float32 if torch.is_autocast_enabled(value.device.type) else value.dtype
-    value, offsets, logits, references = working_copies(value, offsets, logits, references)
+    value, offsets, logits, references = working_copies(
+        value, offsets, logits, references, keep_half=value.is_cuda
+    )
     output: Tensor = torch.ops.bevperception.deform_attn(
         value,
         [n for shape in shapes for n in shape],
@@ -113,6 +118,16 @@ def deform_attn(
         None if rows is None else rows.map_of,
     )
     return output if output.dtype == result_dtype else output.to(result_dtype)
+
+
+def _is_fused(tensors: Mapping[str, Tensor], samples: int) -> bool:
+    value = tensors["value"]
+    if choose_backend(_NAME, value.device) is not Backend.NATIVE:
+        return False
+    wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values())
+    if not value.is_cuda:
+        return not wants_gradient
+    return samples <= MAX_SAMPLES and not (wants_gradient and torch.are_deterministic_algorithms_enabled())
 
 
 def deform_attn_unfused(

@@ -1,7 +1,8 @@
 """The native library: loading it, and what its operators need on the Python side.
 
-The library (ops/csrc) defines the operators and their CPU kernels in the namespace
-``torch.ops.bevperception``; shapes for tracing, gradients and autocast are registered here.
+The library (ops/csrc) defines the operators and their CPU kernels, and if it was built so their CUDA
+kernels, in the namespace ``torch.ops.bevperception``; shapes for tracing, gradients and autocast are
+registered here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from torch import Tensor
 
 LIBRARY_PATH = Path(__file__).resolve().parent.parent / "_C.abi3.so"
 ISA_VARIABLE = "BEVPERCEPTION_CPU_ISA"
-DEVICES = ("cpu", "meta")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,13 @@ def cpu_isa() -> str:
         AttributeError: the library is not loaded.
     """
     return str(torch.ops.bevperception.cpu_isa())
+
+
+def cuda_architectures() -> tuple[str, ...]:
+    """Architectures that the CUDA kernels were built for, such as "90"; none without CUDA kernels."""
+    if not (STATUS.loaded and hasattr(torch.ops.bevperception, "cuda_architectures")):
+        return ()
+    return tuple(str(torch.ops.bevperception.cuda_architectures()).split())
 
 
 def available_cpu_isas() -> list[str]:
@@ -70,7 +77,7 @@ def _load(path: Path) -> LibraryStatus:
     try:
         torch.ops.load_library(path)
         _register()
-        _register_forward_only()
+        _register_fused()
         isa = os.environ.get(ISA_VARIABLE)
         if isa:
             select_cpu_isa(isa)
@@ -93,16 +100,21 @@ def _register() -> None:
             torch.library.register_autocast(operator, device, torch.float32)
 
 
-def _register_forward_only() -> None:
-    """The fused operator: its face in bevperception.ops takes another way where gradients are wanted."""
-    torch.library.register_fake("bevperception::deform_attn")(_fake_deform_attn)
-    torch.library.register_autograd("bevperception::deform_attn", _no_derivative)
+def _register_fused() -> None:
+    """The fused operator; only on a GPU it has a backward, see bevperception.ops.deform_attn."""
+    operator = "bevperception::deform_attn"
+    torch.library.register_fake(operator)(_fake_deform_attn)
+    torch.library.register_autograd(operator, _backward_deform_attn, setup_context=_setup_deform_attn)
     for device in ("cpu", "cuda"):
-        torch.library.register_autocast("bevperception::deform_attn", device, torch.float32)
-
-
-def _no_derivative(ctx: Any, *gradients: Tensor) -> None:
-    raise NotImplementedError("call bevperception.ops.deform_attn, which is differentiable")
+        torch.library.register_autocast(operator, device, torch.float32)
+    if not hasattr(torch.ops.bevperception, "cuda_architectures"):
+        return
+    for name in ("ms_deform_attn", "dcnv3"):
+        in_order = f"bevperception::{name}_backward_in_order"
+        torch.library.register_fake(in_order)(_fake_gradients)
+        torch.library.register_autograd(in_order, _no_second_derivative)
+    torch.library.register_fake("bevperception::deform_attn_backward")(_fake_deform_attn_gradients)
+    torch.library.register_autograd("bevperception::deform_attn_backward", _no_second_derivative)
 
 
 def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
@@ -112,8 +124,19 @@ def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
     )
 
 
+def _gradient_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
 def _fake_gradients(output_gradient: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in arguments if isinstance(t, Tensor))
+    tensors = [t for t in arguments if isinstance(t, Tensor)]
+    return tuple(t.new_empty(t.shape, dtype=_gradient_dtype(t)) for t in tensors)
+
+
+def _gradients_by(name: str, like: Tensor) -> Any:
+    """The backward operator: on a GPU, if determinism is asked for, the one that adds in a fixed order."""
+    in_order = like.is_cuda and torch.are_deterministic_algorithms_enabled()
+    return getattr(torch.ops.bevperception, f"{name}_backward_in_order" if in_order else f"{name}_backward")
 
 
 def _fake_ms_deform_attn(
@@ -131,16 +154,56 @@ def _setup_ms_deform_attn(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> 
 
 def _backward_ms_deform_attn(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     value, sampling_locations, attention_weights = ctx.saved_tensors
-    of_value, of_locations, of_weights = torch.ops.bevperception.ms_deform_attn_backward(
+    of_value, of_locations, of_weights = _gradients_by("ms_deform_attn", value)(
         gradient, value, ctx.spatial_shapes, sampling_locations, attention_weights
     )
-    return of_value, None, of_locations, of_weights
+    return of_value.to(value.dtype), None, of_locations, of_weights
 
 
 def _fake_deform_attn(
     value: Tensor, spatial_shapes: Sequence[int], offsets: Tensor, logits: Tensor, *settings: Any
 ) -> Tensor:
     return value.new_empty(logits.shape[0], value.shape[2] * value.shape[3])
+
+
+def _setup_deform_attn(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, ctx.spatial_shapes, offsets, logits, references, ctx.anchors, ctx.groups, *rows = inputs
+    ctx.save_for_backward(value, offsets, logits, references, *rows)
+
+
+def _backward_deform_attn(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    value, offsets, logits, references, *rows = ctx.saved_tensors
+    if not value.is_cuda:
+        raise NotImplementedError("call bevperception.ops.deform_attn, which is differentiable")
+    of_references = ctx.needs_input_grad[4]
+    of_value, of_offsets, of_logits, found = torch.ops.bevperception.deform_attn_backward(
+        gradient,
+        value,
+        ctx.spatial_shapes,
+        offsets,
+        logits,
+        references,
+        ctx.anchors,
+        ctx.groups,
+        *rows,
+        of_references,
+    )
+    gradients = (of_offsets, of_logits, found if of_references else None)
+    return of_value.to(value.dtype), None, *gradients, None, None, None, None
+
+
+def _fake_deform_attn_gradients(
+    output_gradient: Tensor,
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    offsets: Tensor,
+    logits: Tensor,
+    references: Tensor,
+    *settings: Any,
+) -> tuple[Tensor, ...]:
+    entries = references.shape[0] if settings[-1] else 0
+    shapes = (value.shape, offsets.shape, logits.shape, (entries, *references.shape[1:]))
+    return tuple(value.new_empty(shape, dtype=_gradient_dtype(value)) for shape in shapes)
 
 
 def _fake_dcnv3(input: Tensor, offset: Tensor, mask: Tensor, *settings: Any) -> Tensor:
@@ -153,8 +216,11 @@ def _setup_dcnv3(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_dcnv3(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.bevperception.dcnv3_backward(gradient, *ctx.saved_tensors, *ctx.settings)
-    return (*gradients, *(None for _ in ctx.settings))
+    input = ctx.saved_tensors[0]
+    of_input, *others = _gradients_by("dcnv3", input)(gradient, *ctx.saved_tensors, *ctx.settings)
+    return (of_input.to(input.dtype), *others, *(None for _ in ctx.settings))
 
 
 STATUS = _load(LIBRARY_PATH)
+DEVICES = ("cpu", "meta", "cuda") if cuda_architectures() else ("cpu", "meta")
+"""Types of devices that the library has kernels for."""
