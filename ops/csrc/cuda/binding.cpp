@@ -34,10 +34,15 @@ class Device {
  public:
   explicit Device(const Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {}
 
-  // By name, as a build of PyTorch without CUDA, into which this library loads too, does not have it.
+  // By name, as a build of PyTorch without CUDA, into which this library loads too, does not have it; and from
+  // the library that has it, as Python loads libraries for themselves.
   void* stream() const {
     using Get = int32_t (*)(int32_t, void**);
-    static const auto get = reinterpret_cast<Get>(dlsym(RTLD_DEFAULT, "aoti_torch_get_current_cuda_stream"));
+    static const auto get = [] {
+      void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+      return library == nullptr ? nullptr
+                                : reinterpret_cast<Get>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
+    }();
     STD_TORCH_CHECK(get != nullptr, "this PyTorch has no CUDA streams");
     void* stream = nullptr;
     STD_TORCH_CHECK(get(index_, &stream) == 0, "PyTorch does not give the current CUDA stream");
