@@ -22,7 +22,7 @@ class _Movable:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        values = {f.name: _map_value(getattr(self, f.name), function) for f in fields(self)}  # type: ignore[arg-type]
+        values = {f.name: _map_value(getattr(self, f.name), function) for f in fields(self)}
         return type(self)(**values)
 
 
@@ -61,6 +61,30 @@ class Boxes3D(_Movable):
         scores = None if self.scores is None else self.scores[index]
         attributes = None if self.attributes is None else self.attributes[index]
         return Boxes3D(self.values[index], self.labels[index], scores, attributes)
+
+
+def select(samples: Sequence[Boxes3D], which: Callable[[Tensor], Tensor]) -> list[Boxes3D]:
+    """The boxes of several samples that a rule keeps; looked at together, which on a GPU is one wait for it.
+
+    Args:
+        samples: none or more, which agree in whether they have scores and attributes.
+        which: (n, 9) boxes to (n,) bool.
+    """
+    if not samples:
+        return []
+    keep = which(torch.cat([boxes.values for boxes in samples]))
+    sample = torch.arange(len(samples)).repeat_interleave(torch.tensor([len(boxes) for boxes in samples]))
+    kept = keep.nonzero().squeeze(-1)
+    counts = torch.bincount(sample[kept.cpu()], minlength=len(samples)).tolist()
+
+    def split(parts: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        there = [part for part in parts if part is not None]
+        return torch.cat(there)[kept].split(counts) if there else [None] * len(samples)
+
+    columns = [
+        split([getattr(b, name) for b in samples]) for name in ("values", "labels", "scores", "attributes")
+    ]
+    return [Boxes3D(*column) for column in zip(*columns, strict=True)]
 
 
 @dataclass

@@ -15,6 +15,7 @@ from bevperception.structures import (
     CameraFrames,
     Targets,
     concatenate_frames,
+    select,
 )
 
 
@@ -48,6 +49,23 @@ def test_boxes_are_counted_and_picked_by_slice_mask_and_index() -> None:
         torch.testing.assert_close(picked.scores, all_boxes.scores[1:3])
     assert boxes(3, scored=False)[:1].scores is None
     assert len(boxes(2)[:0]) == 0
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_boxes_of_several_samples_are_picked_as_one_by_one(scored: bool) -> None:
+    samples = [boxes(count, scored) for count in (3, 0, 5, 1)]
+
+    def odd(values: torch.Tensor) -> torch.Tensor:
+        return values[:, 0] % 2 == 1
+
+    for found, sample in zip(select(samples, odd), samples, strict=True):
+        expected = sample[odd(sample.values)]
+        torch.testing.assert_close(found.values, expected.values)
+        assert found.labels.tolist() == expected.labels.tolist()
+        assert (found.scores is None) == (not scored)
+        if found.scores is not None and expected.scores is not None:
+            torch.testing.assert_close(found.scores, expected.scores)
+    assert select([], odd) == []
 
 
 def test_moving_follows_lists_and_nested_structures_and_leaves_the_original() -> None:

@@ -31,6 +31,7 @@ from bevperception.structures import (
     ModelOutputs,
     PerspectiveOutputs,
     Targets,
+    select,
 )
 from bevperception.taxonomy import DETECTION_CLASSES
 
@@ -248,7 +249,7 @@ class BEVFormer(nn.Module):
             losses |= {f"perspective.{name}": value for name, value in found.items()}
         if outputs.detection is not None:
             # Centres are predicted within the grid (the published pipeline's ObjectRangeFilter).
-            reachable = [boxes[self.grid.contains(boxes.values)] for boxes in targets.boxes]
+            reachable = select(targets.boxes, self.grid.contains)
             found = build_detection_loss(self.config.detection)(outputs.detection, reachable, reduce_mean)
             losses |= {f"detection.{name}": value for name, value in found.items()}
         if outputs.segmentation_logits is not None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
 from bevperception.models.heads.box_code import BoxCodec
 from bevperception.models.matching import assign_all, matching_cost
+from bevperception.models.padding import pad_rows
 from bevperception.structures import Boxes3D, DetectionOutputs
 
 ReduceMean = Callable[[Tensor], Tensor]
@@ -55,9 +55,10 @@ class PaddedBoxes:
     @classmethod
     def of(cls, boxes: Sequence[Boxes3D], codec: BoxCodec) -> PaddedBoxes:
         """Pad and encode at least one sample's boxes, each possibly none."""
-        labels = pad_sequence([b.labels for b in boxes], batch_first=True)
-        codes = pad_sequence([codec.encode(b.values) for b in boxes], batch_first=True)
-        return cls(labels, codes, [len(b) for b in boxes])
+        counts = [len(b) for b in boxes]
+        labels = torch.cat([b.labels for b in boxes])
+        codes = codec.encode(torch.cat([b.values for b in boxes]))
+        return cls(pad_rows(labels, counts), pad_rows(codes, counts), counts)
 
 
 @dataclass(frozen=True)

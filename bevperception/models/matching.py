@@ -83,13 +83,15 @@ def assign_all(
         (M, 4) set, sample, query, ground truth of the pairs.
     """
     costs = cost.detach().nan_to_num(nan=1e8, posinf=1e8, neginf=-1e8).cpu().numpy()
-    found = [np.zeros((0, 4), dtype=np.int64)]
+    found: list[tuple[int, int, NDArray[np.int64], NDArray[np.int64]]] = []
     for sample, count in enumerate(counts):
         there = None if valid is None else valid[sample].nonzero()[0]
         for index, of_set in enumerate(costs[:, sample, :, :count]):
             queries, truths = linear_sum_assignment(of_set if there is None else of_set[there])
-            if there is not None:
-                queries = there[queries]
-            place = np.broadcast_to((index, sample), (len(queries), 2))
-            found.append(np.column_stack((place, queries, truths)))
-    return np.concatenate(found)
+            found.append((index, sample, queries if there is None else there[queries], truths))
+    if not found:
+        return np.zeros((0, 4), dtype=np.int64)
+    sets, samples, queries_of, truths_of = zip(*found, strict=True)
+    lengths = [len(truths) for truths in truths_of]
+    places = (np.repeat(sets, lengths), np.repeat(samples, lengths))
+    return np.column_stack((*places, np.concatenate(queries_of), np.concatenate(truths_of))).astype(np.int64)

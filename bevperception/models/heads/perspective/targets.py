@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from bevperception.models.heads.perspective.camera import (
     CameraBoxes,
@@ -15,6 +14,7 @@ from bevperception.models.heads.perspective.camera import (
     boxes_to_camera,
     image_rectangles,
 )
+from bevperception.models.padding import pad_rows
 from bevperception.structures import Boxes3D
 
 _FAR = 1e8
@@ -192,8 +192,10 @@ class Assigner:
     def _assign(self, places: Tensor, level_of: Tensor, targets: Sequence[ImageTargets]) -> dict[str, Tensor]:
         """Fields of all M images' places, (M, P, ...), the objects counted within each image."""
 
+        counts = [len(target) for target in targets]
+
         def padded(parts: Sequence[Tensor]) -> Tensor:
-            return pad_sequence(list(parts), batch_first=True)
+            return pad_rows(torch.cat(list(parts)), counts)
 
         rectangles = padded([t.rectangles for t in targets]).to(places)
         low = places[None, :, None] - rectangles[:, None, :, :2]
