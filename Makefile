@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait sleep: spinning ones slow everything down where cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo test lint slow operators clean
+.PHONY: help install demo test lint slow operators cuda clean
 .DELETE_ON_ERROR:
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make ros-demo   the ROS 2 node on a scene, as processes, into out/ros-demo/"
 	@echo "make ros-test   the tests with real ROS 2 processes"
 	@echo "make operators  build the native operators again and show the compiler's words"
+	@echo "make cuda       compile the CUDA kernels for every architecture and check the compiler's report"
 	@echo "make clean      remove what was built and .venv"
 
 install: $(PACKAGE)
@@ -84,6 +85,17 @@ $(ROS_STAMP): requirements-ros.lock requirements.lock $(PACKAGE) $(wildcard ros2
 	ros2_ws/interfaces/build.sh $(ROS_VENV) || echo "vision_msgs and tf2_msgs were not built: the node runs without"
 	$(ROS_BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# Compiles the CUDA kernels for all architectures and reads the compiler's report; nothing runs on a GPU. The
+# disassembler is NVIDIA's, from PyPI; where it cannot be had, loads are not looked at, and that is said.
+CUDA_TOOLS := build/cuda-tools
+NVDISASM := $(CUDA_TOOLS)/nvidia/cu13/bin
+
+cuda: $(DEPENDENCIES)
+	@if ! command -v nvcc >/dev/null && ! test -x /usr/local/cuda/bin/nvcc; then :; \
+	elif ! test -x $(NVDISASM)/nvdisasm; then \
+		$(BIN)/python -m pip install --quiet --no-deps --target $(CUDA_TOOLS) nvidia-cuda-nvdisasm==13.2.86 || true; fi
+	$(BIN)/python ops/check_cuda.py --tools $(NVDISASM)
 
 clean:
 	rm -rf $(ROS_VENV) $(VENV) build out bevperception.egg-info bevperception/*.so
