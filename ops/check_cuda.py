@@ -2,9 +2,9 @@
 
     python ops/check_cuda.py [--archs "80 90"] [--write]
 
-Nothing runs on a GPU. It fails if a fast path (16 bytes a load; float64, which exists for checks, is none) spills
-registers, uses local memory, or has no such loads. With --write the table of computed figures goes into
-ops/README.md. The disassembler is NVIDIA's nvdisasm; without it loads are not looked at, and that is said.
+Nothing runs on a GPU. It fails if a fast path (16 bytes a load; float64, which exists for checks, is none)
+spills registers, uses local memory, or has no such loads. With --write the table of computed figures goes
+into ops/README.md. The disassembler is NVIDIA's nvdisasm; without it loads are not looked at, which is said.
 """
 
 from __future__ import annotations
@@ -178,9 +178,8 @@ def main() -> int:
     fast = sum(kernel.is_fast for kernel in kernels)
     loads = "loads of 16 bytes" if disassembler else "loads not looked at (nvdisasm is missing)"
     passed = f"{fast} of them fast paths: no spills, {loads}"
-    print(
-        f"{len(kernels)} kernels for {len(archs)} architectures, {f'{len(faults)} faults' if faults else passed}"
-    )
+    result = f"{len(faults)} faults" if faults else passed
+    print(f"{len(kernels)} kernels for {len(archs)} architectures, {result}")
     if options.write:
         write_table(kernels)
     return 1 if faults else 0

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from bevperception.doctor import device
 from bevperception.doctor.__main__ import main
 from bevperception.doctor.data_root import Finding, check_data_root
 from bevperception.doctor.environment import environment, operators
-from bevperception.errors import ConfigError
+from bevperception.errors import USAGE_EXIT_CODE, ConfigError
 from bevperception.ops import backend_report
 from bevperception.taxonomy import CAMERA_NAMES
+from tests.ops.problems import needs_native
 
 VERSION = "v1.0-tiny"
 
@@ -287,3 +290,19 @@ def test_runs_as_a_program(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "is not a folder" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+@needs_native
+def test_operators_are_verified_and_timed_for_practice(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("for machines without a GPU")
+    assert main(["--gpu"]) == 0
+    told = capsys.readouterr().out
+    assert "They say nothing about a GPU" in told
+    assert "85 of 85 passed" in told
+    assert "native float16" in told
+    monkeypatch.setitem(device.TOLERANCES, torch.float32, 0.0)
+    assert main(["--gpu"]) == USAGE_EXIT_CODE
+    assert "FAIL  dcnv3, narrow, float32: output: differs by" in capsys.readouterr().out
