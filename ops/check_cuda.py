@@ -133,14 +133,52 @@ def table(kernels: list[Kernel]) -> str:
     return "\n".join(lines) + "\n"
 
 
+GPUS = {"A100 80 GB": (2.04e12, 19.5e12), "H100 SXM": (3.35e12, 67e12)}
+"""Bytes and float32 operations a second, as NVIDIA states them."""
+POINT_OPERATIONS = 40
+"""Of one sampling point besides its channels: position, corners, weights; about."""
+
+
+def rooflines() -> str:
+    """Least times of the forwards in float32 by calculation, as Markdown."""
+    from bevperception.benchmarks.ops_cases import CASES, AttentionCase, ConvolutionCase
+
+    lines = [
+        "Roofline of the forward in float32, by calculation from the GPUs' data sheets, not measured: the larger",
+        "of compulsory bytes (each tensor once) by bandwidth and operations by peak.",
+        "",
+        f"| case | MB | million operations | bytes gathered a point | {' | '.join(GPUS)} |",
+        "| --- | --- | --- | --- |" + " --- |" * len(GPUS),
+    ]
+    for key, case in CASES.items():
+        if isinstance(case, AttentionCase):
+            rows, channels = case.batch * (case.queries or case.cells) * 8, 32
+            points = rows * len(case.shapes) * case.points
+            numbers = case.batch * case.cells * 8 * channels
+        elif isinstance(case, ConvolutionCase):
+            rows, channels = case.batch * case.height * case.width * case.groups, 16
+            points, numbers = 9 * rows, rows * channels
+        else:
+            continue
+        moved = 4 * (numbers + 3 * points + rows * channels)
+        operations = points * (8 * channels + POINT_OPERATIONS)
+        times = [max(moved / bandwidth, operations / peak) for bandwidth, peak in GPUS.values()]
+        shown = " | ".join(f"{1e3 * seconds:.3f} ms" for seconds in times)
+        gathered = 4 * channels * 4
+        lines.append(
+            f"| `{case.operator}` {key} | {moved / 1e6:.1f} | {operations / 1e6:.0f} | {gathered} | {shown} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def write_table(kernels: list[Kernel]) -> None:
-    """Put the table between its marks in ops/README.md."""
+    """Put the tables between its marks in ops/README.md."""
     readme = OPS / "README.md"
     text = readme.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     partial = readme.with_name(f".{readme.name}.partial")
-    partial.write_text(f"{before}{BEGIN}{table(kernels)}{END}{after}", encoding="utf-8")
+    partial.write_text(f"{before}{BEGIN}{table(kernels)}\n{rooflines()}{END}{after}", encoding="utf-8")
     partial.replace(readme)
 
 
