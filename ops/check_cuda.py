@@ -144,8 +144,8 @@ def rooflines() -> str:
     from bevperception.benchmarks.ops_cases import CASES, AttentionCase, ConvolutionCase
 
     lines = [
-        "Roofline of the forward in float32, by calculation from the GPUs' data sheets, not measured: the larger",
-        "of compulsory bytes (each tensor once) by bandwidth and operations by peak.",
+        "Roofline of the forward in float32, by calculation from data sheets, not measured: the larger of",
+        "compulsory bytes (each tensor once) by bandwidth and operations by peak.",
         "",
         f"| case | MB | million operations | bytes gathered a point | {' | '.join(GPUS)} |",
         "| --- | --- | --- | --- |" + " --- |" * len(GPUS),
