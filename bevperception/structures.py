@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 
+@dataclass
 class _Movable:
     """Dataclasses of tensors that move between devices as one (also used by Lightning)."""
 
