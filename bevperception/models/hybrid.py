@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bevperception.models.heads.perspective.proposals import Proposals
+from bevperception.models.precision import LayerNorm
 
 _FREQUENCIES = 8
 
@@ -61,7 +62,7 @@ class HybridQueries(nn.Module):
         numbers = 3 + 3 + 2 + 2 + 1 + classes
         self.box = nn.Sequential(nn.Linear(numbers, channels), nn.ReLU(), nn.Linear(channels, channels))
         self.feature = nn.Linear(channels, channels)
-        self.norm = nn.LayerNorm(channels)
+        self.norm = LayerNorm(channels)
         self.position = nn.Sequential(
             nn.Linear(6 * _FREQUENCIES, channels), nn.ReLU(), nn.Linear(channels, channels)
         )

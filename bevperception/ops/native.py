@@ -216,8 +216,9 @@ def _setup_dcnv3(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_dcnv3(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    input = ctx.saved_tensors[0]
-    of_input, *others = _gradients_by("dcnv3", input)(gradient, *ctx.saved_tensors, *ctx.settings)
+    saved = ctx.saved_tensors  # asked for once only: activation checkpointing refuses a second time
+    input = saved[0]
+    of_input, *others = _gradients_by("dcnv3", input)(gradient, *saved, *ctx.settings)
     return (of_input.to(input.dtype), *others, *(None for _ in ctx.settings))
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from bevperception.errors import ConfigError
+from bevperception.models.precision import LayerNorm
 
 Norm = Literal["layer", "batch"]
 Activation = Literal["gelu", "relu", "silu"]
@@ -61,7 +62,7 @@ def make_norm(channels: int, kind: Norm = "layer") -> nn.Module:
     """Normalisation of the last dimension: layer norm (eps 1e-6, as published) or batch norm."""
     if kind == "batch":
         return ChannelsLastBatchNorm(channels)
-    return nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+    return LayerNorm(channels, eps=LAYER_NORM_EPS)
 
 
 def make_activation(kind: Activation) -> nn.Module:

@@ -18,6 +18,7 @@ from bevperception.models.bev.spatial_attention import (
     project_pillars,
 )
 from bevperception.models.bev.temporal_attention import TemporalSelfAttention
+from bevperception.models.precision import LayerNorm
 from bevperception.ops.linear import Linear, linear
 
 
@@ -85,11 +86,11 @@ class BEVEncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.temporal_attention = TemporalSelfAttention(channels, heads, temporal_points, dropout=dropout)
-        self.norm1 = nn.LayerNorm(channels)
+        self.norm1 = LayerNorm(channels)
         self.spatial_attention = SpatialCrossAttention(channels, heads, spatial_points, levels, dropout)
-        self.norm2 = nn.LayerNorm(channels)
+        self.norm2 = LayerNorm(channels)
         self.feed_forward = FeedForward(channels, feedforward_channels, dropout)
-        self.norm3 = nn.LayerNorm(channels)
+        self.norm3 = LayerNorm(channels)
 
     def forward(
         self,

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bevperception.geometry import BEVGrid
 from bevperception.models.bev.memory import warp_bev
+from bevperception.models.precision import LayerNorm
 from bevperception.structures import BEVMemory
 
 NormName = Literal["batch", "group"]
@@ -97,7 +98,7 @@ class TemporalFusion(nn.Module):
             FusionBlock(width if i == 0 else inner, inner, norm) for i in range(blocks)
         )
         self.projection = nn.Linear(inner, channels)
-        self.norm = nn.Identity() if residual else nn.LayerNorm(channels)
+        self.norm = nn.Identity() if residual else LayerNorm(channels)
         if residual:
             nn.init.zeros_(self.projection.weight)
             nn.init.zeros_(self.projection.bias)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bevperception.geometry import BEVGrid
+from bevperception.models.precision import LayerNorm
 from bevperception.structures import CameraFrames
 
 _SNAP = 2.0**20
@@ -174,7 +175,7 @@ class CanBusEmbedding(nn.Module):
         super().__init__()
         self.linear1 = nn.Linear(18, channels // 2)
         self.linear2 = nn.Linear(channels // 2, channels)
-        self.norm = nn.LayerNorm(channels) if norm else nn.Identity()
+        self.norm = LayerNorm(channels) if norm else nn.Identity()
 
     def forward(self, relative_can_bus: Tensor) -> Tensor:
         """(B, 18) to (B, channels); raw values, not normalised."""

@@ -15,6 +15,7 @@ from bevperception.models.bev.deformable import DeformableAttention, SpatialShap
 from bevperception.models.bev.encoder import FeedForward
 from bevperception.models.heads.box_code import CODE_CENTRE
 from bevperception.models.heads.self_attention import grouped_self_attention
+from bevperception.models.precision import LayerNorm
 from bevperception.ops import deform_attn
 
 
@@ -88,11 +89,11 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attention = nn.MultiheadAttention(channels, heads, dropout, batch_first=True)
         self.dropout = nn.Dropout(dropout)
-        self.norm1 = nn.LayerNorm(channels)
+        self.norm1 = LayerNorm(channels)
         self.cross_attention = DeformableCrossAttention(channels, heads, points, levels, dropout)
-        self.norm2 = nn.LayerNorm(channels)
+        self.norm2 = LayerNorm(channels)
         self.feed_forward = FeedForward(channels, feedforward_channels, dropout)
-        self.norm3 = nn.LayerNorm(channels)
+        self.norm3 = LayerNorm(channels)
 
     def forward(
         self,

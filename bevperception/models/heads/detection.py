@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bevperception.models.heads.box_code import CODE_SIZE, BoxCodec
 from bevperception.models.heads.decoder import DetectionDecoder
 from bevperception.models.hybrid import ProposalQueries
+from bevperception.models.precision import LayerNorm
 from bevperception.ops.linear import Linear
 from bevperception.structures import Boxes3D, DetectionOutputs
 
@@ -21,7 +22,7 @@ def classification_branch(channels: int, classes: int, hidden_layers: int) -> nn
     """Linear, LayerNorm, ReLU per hidden layer, then class logits that start at the prior."""
     layers: list[nn.Module] = []
     for _ in range(hidden_layers):
-        layers += [Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU()]
+        layers += [Linear(channels, channels), LayerNorm(channels), nn.ReLU()]
     logits = Linear(channels, classes)
     nn.init.constant_(logits.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
     return nn.Sequential(*layers, logits)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
 
+from bevperception.models.precision import attend
 from bevperception.ops.linear import linear
 
 
@@ -43,12 +43,8 @@ def grouped_self_attention(
     query_and_key = linear(positioned, weight[: 2 * channels], bias[: 2 * channels])
     value = linear(query, weight[2 * channels :], bias[2 * channels :])
     heads = [x.unflatten(-1, by_head).transpose(1, 2) for x in (*query_and_key.chunk(2, dim=-1), value)]
-    attended = functional.scaled_dot_product_attention(
-        heads[0],
-        heads[1],
-        heads[2],
-        attn_mask=None if ignored is None else ~ignored[:, None, None],
-        dropout_p=attention.dropout if attention.training else 0.0,
-    )
+    mask = None if ignored is None else ~ignored[:, None, None]
+    dropout = attention.dropout if attention.training else 0.0
+    attended = attend(heads[0], heads[1], heads[2], mask, dropout)
     out = attention.out_proj
     return linear(attended.transpose(1, 2).flatten(2), out.weight, out.bias).reshape(shape)

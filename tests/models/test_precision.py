@@ -1,0 +1,53 @@
+"""Under autocast on a CPU, norms and attention train in float32 and predict in autocast's precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from bevperception.models.precision import LayerNorm, attend
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layer_norm_trains_in_single_precision(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 5, 7).to(dtype).requires_grad_()
+    norm = LayerNorm(7)
+    nn.init.normal_(norm.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = norm(x)
+    expected = functional.layer_norm(x.float(), (7,), norm.weight, norm.bias, norm.eps)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+    gradient = torch.randn_like(found)
+    wanted = torch.autograd.grad(expected, (x, norm.weight), gradient)
+    for mine, other in zip(torch.autograd.grad(found, (x, norm.weight), gradient), wanted, strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_layer_norm_is_the_usual_one_elsewhere() -> None:
+    x = torch.randn(2, 7, dtype=torch.bfloat16)
+    mine, usual = LayerNorm(7), nn.LayerNorm(7)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert mine(x).dtype == usual(x).dtype
+        assert torch.equal(mine(x), usual(x))
+    double = x.double().requires_grad_()
+    assert torch.equal(mine.double()(double), usual.double()(double))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_trains_in_single_precision(masked: bool) -> None:
+    query, key, value = (torch.randn(2, 3, n, 5, dtype=torch.bfloat16, requires_grad=True) for n in (4, 6, 6))
+    mask = torch.rand(2, 1, 1, 6) > 0.3 if masked else None
+    if mask is not None:
+        mask[..., 0] = True
+    expected = functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(query, key, value, mask, 0.0)
+        with torch.no_grad():
+            predicted = attend(query, key, value, mask, 0.0)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+    assert predicted.dtype == torch.bfloat16
+    torch.testing.assert_close(predicted.float(), expected, atol=0.03, rtol=0.03)
