@@ -389,6 +389,8 @@ class DataConfig:
         history_stride: key frames from one frame of the queue to the next; see also temporal.interval_s.
         history_sampling: 'consecutive' takes the key frames just before the current one; 'drop_one' takes
             one more and leaves a random one out, as the published v1 training does.
+        stream_length: train on streams instead of queues: every slot of the batch plays segments of so many
+            consecutive key frames, and memory goes on from step to step; 0 for queues.
         workers: loader processes; 0 loads in the training process.
         bad_samples: 'stop' at a sample that cannot be read, or 'skip' it, count and report it.
         image_mean: RGB mean subtracted from pixels in 0 to 255.
@@ -416,6 +418,7 @@ class DataConfig:
     future: int = 0
     history_stride: int = 1
     history_sampling: Literal["consecutive", "drop_one"] = "consecutive"
+    stream_length: int = 0
     workers: int = 2
     bad_samples: Literal["stop", "skip"] = "stop"
     image_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -429,9 +432,14 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.history_stride < 1:
             raise ConfigError(f"data.history_stride must be at least 1, got {self.history_stride}")
-        for name in ("history", "future"):
+        for name in ("history", "future", "stream_length"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"data.{name} must not be negative, got {getattr(self, name)}")
+        if self.stream_length and (self.history or self.future):
+            raise ConfigError(
+                f"data.stream_length={self.stream_length} trains on streams, whose history is the memory of "
+                f"the steps before; set data.history=0 and data.future=0 (got {self.history}, {self.future})"
+            )
 
 
 @dataclass

@@ -104,6 +104,11 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def scene_lengths(self) -> list[int]:
+        """Samples of each scene, whose samples stand together and in order of time."""
+        return [len(scene.sample_tokens) for scene in self.scenes]
+
     def __getitem__(self, item: int | tuple[int, int]) -> Batch | BadSample:
         """A sample by its index, or by (index, draw).
 
@@ -129,7 +134,7 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
             SampleError: if an image, a calibration or an annotation cannot be used.
         """
         token = self.tokens[index]
-        rng = np.random.default_rng((self.seed, draw, index))
+        rng = np.random.default_rng(self._seed(index, draw))
         choice = AugmentationDraw.plain(len(self.data.cameras))
         if self.augmentation is not None:
             choice = AugmentationDraw.random(self.augmentation, len(self.data.cameras), rng)
@@ -141,7 +146,7 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
             current if t is None else self._frames(self.reader.sample(t), choice, present) for t in others
         ]
         if self.augmentation is not None and self.augmentation.grid_mask > 0:
-            own = np.random.default_rng((self.seed, draw, index, _GRID_MASK))
+            own = np.random.default_rng((self.seed, draw, index, _GRID_MASK))  # of this frame alone
             mask = random_grid_mask(self.data.image_size, self.augmentation.grid_mask, own)
             if mask is not None:
                 current = replace(current, images=self._images.blot(current.images, mask))
@@ -154,11 +159,15 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
             scene_tokens=[sample.scene_token],
         )
 
+    def _seed(self, index: int, draw: int) -> tuple[int, ...]:
+        """What determines a queue's augmentation; all frames of a stream's segment (a draw) share theirs."""
+        return (self.seed, draw) if self.data.stream_length else (self.seed, draw, index)
+
     def _present(self, index: int, draw: int) -> Tensor | None:
         """(1, cameras) False for the camera that augmentation takes away; None if it takes none."""
         if self.augmentation is None or self.augmentation.camera_dropout <= 0.0:
             return None
-        rng = np.random.default_rng((self.seed, draw, index, _CAMERA_DROPOUT))
+        rng = np.random.default_rng((*self._seed(index, draw), _CAMERA_DROPOUT))
         cameras = len(self.data.cameras)
         lost = int(rng.integers(cameras)) if rng.random() < self.augmentation.camera_dropout else cameras
         return (torch.arange(cameras) != lost)[None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
@@ -10,8 +10,19 @@ from torch.utils.data import DataLoader
 from bevperception.config import ExperimentConfig
 from bevperception.data.loading import Failure, Loaded, SampleSource, build_loader
 from bevperception.distributed import first_error
+from bevperception.errors import ConfigError
 from bevperception.structures import Batch
 from bevperception.training.sampler import StepSampler
+from bevperception.training.stream import StreamSampler
+
+
+@runtime_checkable
+class SceneSource(Protocol):
+    """What streaming asks of a source of samples besides."""
+
+    @property
+    def scene_lengths(self) -> list[int]:
+        """Samples of each scene, whose samples stand together and in order of time."""
 
 
 class TrainingData(pl.LightningDataModule):
@@ -30,24 +41,23 @@ class TrainingData(pl.LightningDataModule):
         """Micro-batches of this process, from the trainer's (possibly restored) step on."""
         trainer = self.trainer
         assert trainer is not None
-        training = self.config.training
-        sampler = StepSampler(
-            len(self.source),
-            training.batch_size,
-            training.steps,
-            training.accumulate,
-            training.seed,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            first_step=trainer.global_step,
-        )
         return build_loader(
             self.source,
-            sampler,
+            self._sampler(trainer),
             self.config.data.workers,
             pin_memory=trainer.strategy.root_device.type == "cuda",
             replace=self.config.data.bad_samples == "skip",
         )
+
+    def _sampler(self, trainer: pl.Trainer) -> StepSampler | StreamSampler:
+        training, length = self.config.training, self.config.data.stream_length
+        shared = (training.batch_size, training.steps, training.accumulate, training.seed)
+        place = (trainer.global_rank, trainer.world_size, trainer.global_step)
+        if not length:
+            return StepSampler(len(self.source), *shared, *place)
+        if not isinstance(self.source, SceneSource):
+            raise ConfigError("data.stream_length needs samples that stand in scenes, in order of time")
+        return StreamSampler(self.source.scene_lengths, length, *shared, *place)
 
     def on_before_batch_transfer(self, batch: Loaded, dataloader_idx: int) -> Batch:
         """The batch, unless some process's could not be loaded.

@@ -29,9 +29,12 @@ from bevperception.structures import (
 )
 from bevperception.training.optimizer import build_optimizer
 from bevperception.training.seeding import STEP, derive_seed
+from bevperception.training.stream import StreamMemory
 
 SKIPPED_KEY = "bevperception_skipped"
 """Where a checkpoint holds the samples that were skipped: reason by token."""
+STREAM_KEY = "bevperception_stream"
+"""Where a checkpoint holds what a streaming run remembers; see :class:`StreamMemory`."""
 
 
 class TrainableModel(Protocol):
@@ -150,6 +153,7 @@ class TrainingModule(pl.LightningModule):
         self.model = model
         self._images = ImageInput(config.data)
         self.skipped: dict[str, str] = {}
+        self._stream = StreamMemory() if config.data.stream_length else None
         self._tokens: list[str] = []
 
     def configure_optimizers(self) -> Any:
@@ -179,13 +183,24 @@ class TrainingModule(pl.LightningModule):
         if self.global_step < self.config.training.perspective_steps:
             outputs = model.see(batch.frames)
         else:
-            outputs, _ = model(batch.frames, recall(model, batch, self.config.model.temporal))
+            outputs = self._see(model, batch)
         assert batch.targets is not None
         with torch.autocast(self.device.type, enabled=False):
             losses = model.losses(in_single_precision(outputs), batch.targets, mean_over_processes)
         total = torch.stack(list(losses.values())).sum()
         self._report(total.detach(), {name: value.detach() for name, value in losses.items()}, batch)
         return self._reach_all_parameters(total)
+
+    def _see(self, model: Any, batch: Batch) -> ModelOutputs:
+        """Outputs of the current frames with their history: the queue's, or what the stream remembers."""
+        outputs: ModelOutputs
+        if self._stream is None:
+            outputs, _ = model(batch.frames, recall(model, batch, self.config.model.temporal))
+        else:
+            self._stream.to(self.device)
+            outputs, memory = model(batch.frames, self._stream.recall(batch))
+            self._stream.remember(batch, memory)
+        return outputs
 
     def _report(self, total: Tensor, losses: dict[str, Tensor], batch: Batch) -> None:
         """Log the losses' means over processes; stop all of them if one is not finite."""
@@ -228,13 +243,17 @@ class TrainingModule(pl.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the configuration and the skipped samples into the checkpoint."""
+        """Put the configuration, the skipped samples and the stream's memory into the checkpoint."""
         checkpoint[CONFIG_KEY] = config_to_dict(self.config)
         checkpoint[SKIPPED_KEY] = dict(self.skipped)
+        if self._stream is not None:
+            checkpoint[STREAM_KEY] = self._stream.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the skipped samples again."""
+        """Take up the skipped samples and the stream's memory again."""
         self.skipped = dict(checkpoint.get(SKIPPED_KEY, {}))
+        if self._stream is not None:
+            self._stream.load_state(checkpoint.get(STREAM_KEY, []))
 
     def _skips(self) -> float:
         return float(len(self.skipped))

@@ -153,3 +153,26 @@ def test_camera_dropout_takes_one_camera_from_the_whole_queue(tiny_nuscenes: Pat
     assert {camera for cameras in lost for camera in cameras} == set(range(len(torn.data.cameras)))
     assert 15 < sum(map(len, lost)) < 45
     assert torch.equal(torn.load(1, draw=5).frames.images, plain.load(1, draw=5).frames.images)
+
+
+def test_a_streams_segment_shares_its_augmentation(tiny_nuscenes: Path) -> None:
+    """Relative to the plain frames, all frames of a segment are turned, cut and robbed of a camera alike."""
+    augmentation = AugmentationConfig(camera_dropout=0.5, bev_rotation_deg=20.0, resize=(1.0, 1.2))
+    plain = open_dataset(tiny_nuscenes)
+    stream = open_dataset(tiny_nuscenes, augmentation, stream_length=4)
+    assert stream.scene_lengths == [len(s.sample_tokens) for s in stream.scenes]
+    assert sum(stream.scene_lengths) == len(stream)
+    seen = []
+    for draw in range(4):
+        frames = [stream.load(index, draw).frames for index in (0, 1)]
+        turned = [
+            torch.linalg.solve(plain.load(index).frames.bev_to_global, frames[index].bev_to_global)
+            for index in (0, 1)
+        ]
+        torch.testing.assert_close(turned[0], turned[1], atol=1e-6, rtol=0)
+        masks = [f.camera_mask for f in frames]
+        assert masks[0] is not None
+        assert torch.equal(masks[0], masks[1])
+        seen.append((turned[0], masks[0]))
+    assert not torch.allclose(seen[0][0], seen[1][0])
+    assert len({tuple(mask[0].tolist()) for _, mask in seen}) > 1

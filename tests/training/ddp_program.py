@@ -1,6 +1,7 @@
 """A run of the tiny model as a program, which Lightning starts once more for every further process.
 
-Arguments: the run folder, the number of processes, and what to do ('train', 'poison' or 'unreadable').
+Arguments: the run folder, the number of processes, and what to do ('train', 'stream', 'poison',
+'unreadable').
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from bevperception.distributed import is_first_process
 from bevperception.errors import USAGE_EXIT_CODE, BevError, SampleError, run_program
 from bevperception.structures import Batch
 from bevperception.training.run import train
-from tests.training.standin import TinyModel, TinySource, no_evaluation, tiny_config
+from tests.training.standin import TinyModel, TinyScenes, TinySource, no_evaluation, tiny_config
 
 
 class OneUnreadable(TinySource):
@@ -32,9 +33,17 @@ class OneUnreadable(TinySource):
 def main() -> int | None:
     out, devices, what = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     config = tiny_config(
-        steps=6, accumulate=2, batch_size=4 // devices, devices=devices, ema_decay=0.9, checkpoint_every=3
+        steps=6,
+        accumulate=2,
+        batch_size=4 // devices,
+        devices=devices,
+        ema_decay=0.9,
+        checkpoint_every=3,
+        stream_length=3 if what == "stream" else 0,
     )
     source: TinySource = OneUnreadable(history=1) if what == "unreadable" else TinySource(history=1)
+    if what == "stream":
+        source = TinyScenes()
     if what == "poison":
         source.poison = 3
     torch.set_num_threads(1)

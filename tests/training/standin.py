@@ -136,7 +136,7 @@ def make_boxes() -> Boxes3D:
 
 
 def tiny_config(**overrides: Any) -> ExperimentConfig:
-    """A run of a few steps on the CPU; keys of ``overrides`` are of the training section."""
+    """A run of a few steps on the CPU; ``overrides`` are of the training section, or stream_length."""
     settings = {
         "steps": 6,
         "batch_size": 2,
@@ -148,10 +148,32 @@ def tiny_config(**overrides: Any) -> ExperimentConfig:
         "checkpoint_every": 100,
         "keep_checkpoints": 0,
     }
+    stream_length = overrides.pop("stream_length", 0)
     values: dict[str, Any] = {f"training.{k}": v for k, v in (settings | overrides).items()}
-    return load_config(None, values | {"data.workers": 0})
+    return load_config(None, values | {"data.workers": 0, "data.stream_length": stream_length})
 
 
 def no_evaluation(model: nn.Module, device: torch.device, folder: Path) -> dict[str, Any]:
     """An evaluation that looks at the weights it is given."""
     return {"norm": float(sum(p.detach().square().sum() for p in model.parameters()))}
+
+
+@dataclass
+class TinyScenes(TinySource):
+    """The same samples in scenes, half a second apart.
+
+    Args:
+        scene_lengths: samples of each scene.
+    """
+
+    scene_lengths: tuple[int, ...] = (4, 3)
+
+    def __getitem__(self, item: tuple[int, int]) -> Batch | BadSample:
+        batch = super().__getitem__(item)
+        place, scene = item[0], 0
+        while place >= self.scene_lengths[scene]:
+            place, scene = place - self.scene_lengths[scene], scene + 1
+        if isinstance(batch, Batch):
+            batch.scene_tokens = [f"scene-{scene}"]
+            batch.frames.timestamps_s = torch.tensor([0.5 * place], dtype=torch.float64)
+        return batch

@@ -33,9 +33,10 @@ def losses(out: Path) -> list[float]:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
 
 
-def test_two_processes_equal_one_on_the_same_global_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["train", "stream"])
+def test_two_processes_equal_one_on_the_same_global_batch(tmp_path: Path, what: str) -> None:
     for devices in (1, 2):
-        finished = run(tmp_path / str(devices), devices)
+        finished = run(tmp_path / str(devices), devices, what)
         assert finished.returncode == 0, finished.stderr
     one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
     assert len(one) == 6

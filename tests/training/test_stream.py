@@ -1,0 +1,131 @@
+"""Streams of training: the order of samples, and memory that goes from step to step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bevperception.checkpoints.weights import AVERAGE_KEY, read_checkpoint
+from bevperception.config import DataConfig
+from bevperception.data.dataset import collate
+from bevperception.errors import ConfigError
+from bevperception.structures import Batch
+from bevperception.training.module import TrainingModule
+from bevperception.training.run import train
+from bevperception.training.stream import StreamMemory, StreamSampler
+from tests.training.standin import TinyModel, TinyScenes, TinySource, no_evaluation, tiny_config
+
+SCENES = (9, 1, 4, 40)
+
+
+def lanes(sampler: StreamSampler) -> list[list[tuple[int, int]]]:
+    """What each slot plays."""
+    return [list(lane) for lane in zip(*sampler, strict=True)]
+
+
+@given(st.lists(st.integers(0, 13), min_size=1, max_size=5).filter(sum), st.integers(1, 9), st.integers(0, 3))
+def test_every_epoch_holds_every_sample_once(scenes: list[int], length: int, seed: int) -> None:
+    samples = sum(scenes)
+    order = [index for ((index, _),) in StreamSampler(scenes, length, 1, steps=3 * samples, seed=seed)]
+    for start in range(0, len(order), samples):
+        assert sorted(order[start : start + samples]) == list(range(samples))
+
+
+def test_slots_play_their_segments_frame_by_frame() -> None:
+    starts = [sum(SCENES[:i]) for i in range(len(SCENES))]
+    for lane in lanes(StreamSampler(SCENES, 6, 3, steps=60, seed=2)):
+        lengths = Counter(segment for _, segment in lane)
+        assert max(lengths.values()) <= 6
+        for (before, segment), (index, next_segment) in pairwise(lane):
+            if segment == next_segment:
+                assert index == before + 1
+                assert index not in starts
+    pairs = list(chain.from_iterable(StreamSampler(SCENES, 6, 3, steps=60, seed=2)))
+    assert len(set(pairs)) == len(pairs) == 180  # no sample comes twice with the same draw
+    assert max(Counter(index for index, _ in pairs).values()) <= 180 // sum(SCENES) + 2
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_processes_share_the_slots(accumulate: int) -> None:
+    whole = list(StreamSampler(SCENES, 5, 4, steps=9, accumulate=accumulate, seed=1))
+    parts = [
+        list(StreamSampler(SCENES, 5, 2, steps=9, accumulate=accumulate, seed=1, rank=rank, world_size=2))
+        for rank in (0, 1)
+    ]
+    assert [a + b for a, b in zip(*parts, strict=True)] == whole
+
+
+@pytest.mark.parametrize("first_step", [0, 1, 8, 9])
+def test_resuming_goes_on_within_segments(first_step: int) -> None:
+    settings: dict[str, Any] = {"steps": 9, "accumulate": 2, "seed": 4, "rank": 1, "world_size": 2}
+    whole = list(StreamSampler(SCENES, 5, 2, **settings))
+    rest = StreamSampler(SCENES, 5, 2, **settings, first_step=first_step)
+    assert list(rest) == whole[2 * first_step :]
+    assert len(rest) == len(whole) == 18
+
+
+def test_no_samples_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one sample"):
+        StreamSampler([0, 0], 3, 1, steps=1)
+
+
+def batch_of(*indices: int) -> Batch:
+    batch = collate([TinyScenes(scene_lengths=(40, 40), samples=80)[index, 0] for index in indices])
+    assert isinstance(batch, Batch)
+    return batch
+
+
+def test_memory_is_that_of_the_frame_before_and_forgotten_elsewhere() -> None:
+    """Slots: goes on; another scene; the clock goes back; more than two seconds."""
+    model, stream = TinyModel(), StreamMemory()
+    first, second = batch_of(3, 39, 7, 10), batch_of(4, 40, 6, 15)
+    assert stream.recall(first) is None
+    _, memory = model(first.frames, None)
+    stream.remember(first, memory)
+    recalled = stream.recall(second)
+    assert recalled is not None
+    assert recalled.valid.tolist() == [True, False, False, False]
+    assert torch.equal(recalled.features, memory.features)
+    assert not recalled.features.requires_grad
+    assert stream.recall(batch_of(4, 40)) is None, "another number of slots"
+    stream.forget()
+    assert stream.recall(second) is None
+
+
+def test_a_step_sees_what_a_model_that_drives_sees() -> None:
+    torch.manual_seed(3)
+    module = TrainingModule(tiny_config(stream_length=3), TinyModel())
+    found = [module._see(module.model, batch_of(i, 40 + i)).bev for i in range(3)]
+    memory = None
+    for i, bev in enumerate(found):
+        outputs, memory = module.model(batch_of(i, 40 + i).frames, memory)
+        torch.testing.assert_close(bev, outputs.bev)
+    alone, _ = module.model(batch_of(2, 42).frames, None)
+    assert not torch.allclose(found[2], alone.bev)
+
+
+def test_a_resumed_stream_equals_the_uninterrupted_one(tmp_path: Path) -> None:
+    config = tiny_config(steps=8, ema_decay=0.9, checkpoint_every=3, stream_length=3)
+    source = TinyScenes()
+    for part, resume in (("whole", None), ("rest", str(tmp_path / "whole/checkpoints/step-00000003.ckpt"))):
+        torch.manual_seed(0)
+        train(config, TinyModel(dropout=0.3), source, no_evaluation, tmp_path / part, resume)
+    last = "checkpoints/step-00000008.ckpt"
+    whole, rest = (read_checkpoint(tmp_path / part / last) for part in ("whole", "rest"))
+    for key in ("state_dict", AVERAGE_KEY):
+        for name, value in whole[key].items():
+            torch.testing.assert_close(value, rest[key][name], rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_streams_need_scenes_and_no_queues(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"set data\.history=0"):
+        DataConfig(stream_length=4, history=3)
+    with pytest.raises(ConfigError, match="stand in scenes"):
+        train(tiny_config(stream_length=3), TinyModel(), TinySource(), no_evaluation, tmp_path)
