@@ -24,6 +24,7 @@ from bevperception.models.heads.segmentation import SegmentationHead
 from bevperception.models.hybrid import HybridQueries, ProposalQueries
 from bevperception.models.losses import DetectionLoss, ReduceMean, SegmentationLoss
 from bevperception.models.necks import FPN
+from bevperception.models.shortcuts import all_true
 from bevperception.structures import (
     BEVMemory,
     Boxes3D,
@@ -147,8 +148,13 @@ class BEVFormer(nn.Module):
         batch, cameras = frames.images.shape[:2]
         images = frames.images.flatten(0, 1)
         mask = frames.camera_mask
-        if mask is None or bool(mask.all()):
+        if mask is None or all_true(mask):
             return [f.unflatten(0, (batch, cameras)) for f in self.neck(self.backbone(images))]
+        if torch.compiler.is_compiling():
+            # How many cameras are there is not known: run on all, without what may be in the pixels.
+            there = mask.flatten()[:, None, None, None]
+            maps = self.neck(self.backbone(torch.where(there, images, 0.0)))
+            return [torch.where(there, f, 0.0).unflatten(0, (batch, cameras)) for f in maps]
         present = mask.flatten().nonzero().squeeze(-1)
         if not present.numel():
             # Shapes and device still come from a forward; nothing of its values is used.

@@ -19,6 +19,7 @@ from bevperception.models.bev.spatial_attention import (
 )
 from bevperception.models.bev.temporal_attention import TemporalSelfAttention
 from bevperception.models.precision import LayerNorm
+from bevperception.models.shortcuts import all_true
 from bevperception.ops.linear import Linear, linear
 
 
@@ -220,6 +221,6 @@ def _temporal_value(running: Tensor, pair: Tensor | None, valid: Tensor | None) 
     """What temporal self-attention looks at: (B, 2, Q, C), or (B, 1, Q, C) for twice the same."""
     if pair is None or valid is None:
         return running[:, None]
-    if valid.all():
+    if all_true(valid):
         return pair
     return torch.where(valid[:, None, None, None], pair, running[:, None])
