@@ -1,4 +1,4 @@
-"""``torch.compile`` of the whole model for prediction: one graph (``fullgraph``), the values of eager mode."""
+"""``torch.compile`` of the whole model for prediction: one graph, the values of eager mode."""
 
 from __future__ import annotations
 
