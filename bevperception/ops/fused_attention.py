@@ -71,8 +71,8 @@ def deform_attn(
     weight is the softmax over the points of all levels (of each of ``groups`` equal parts of them, whose
     results are averaged). The result is the mean over the row's entries, zero without entries.
 
-    The native operator makes all of this in one pass, on a GPU with gradients too. Where it does not serve
-    (gradients on the CPU, deterministic gradients, the reference backend) the same is put together from
+    The native operator makes all of this in one pass, and its gradients in two. Where it does not serve
+    (deterministic gradients on a GPU, the reference backend) the same is put together from
     :func:`ms_deform_attn`.
 
     Source: Deformable DETR (Zhu et al., ICLR 2021), equation 3; BEVFormer (Li et al., ECCV 2022),
@@ -124,9 +124,9 @@ def _is_fused(tensors: Mapping[str, Tensor], samples: int) -> bool:
     value = tensors["value"]
     if choose_backend(_NAME, value.device) is not Backend.NATIVE:
         return False
-    wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values())
     if not value.is_cuda:
-        return not wants_gradient
+        return True
+    wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors.values())
     return samples <= MAX_SAMPLES and not (wants_gradient and torch.are_deterministic_algorithms_enabled())
 
 

@@ -101,10 +101,12 @@ def _register() -> None:
 
 
 def _register_fused() -> None:
-    """The fused operator; only on a GPU it has a backward, see bevperception.ops.deform_attn."""
+    """The fused operator, and the orders of adding that only a GPU has to choose between."""
     operator = "bevperception::deform_attn"
     torch.library.register_fake(operator)(_fake_deform_attn)
     torch.library.register_autograd(operator, _backward_deform_attn, setup_context=_setup_deform_attn)
+    torch.library.register_fake("bevperception::deform_attn_backward")(_fake_deform_attn_gradients)
+    torch.library.register_autograd("bevperception::deform_attn_backward", _no_second_derivative)
     for device in ("cpu", "cuda"):
         torch.library.register_autocast(operator, device, torch.float32)
     if not hasattr(torch.ops.bevperception, "cuda_architectures"):
@@ -113,8 +115,6 @@ def _register_fused() -> None:
         in_order = f"bevperception::{name}_backward_in_order"
         torch.library.register_fake(in_order)(_fake_gradients)
         torch.library.register_autograd(in_order, _no_second_derivative)
-    torch.library.register_fake("bevperception::deform_attn_backward")(_fake_deform_attn_gradients)
-    torch.library.register_autograd("bevperception::deform_attn_backward", _no_second_derivative)
 
 
 def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
@@ -173,8 +173,6 @@ def _setup_deform_attn(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 def _backward_deform_attn(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     value, offsets, logits, references, *rows = ctx.saved_tensors
-    if not value.is_cuda:
-        raise NotImplementedError("call bevperception.ops.deform_attn, which is differentiable")
     of_references = ctx.needs_input_grad[4]
     of_value, of_offsets, of_logits, found = torch.ops.bevperception.deform_attn_backward(
         gradient,

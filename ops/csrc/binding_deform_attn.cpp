@@ -1,5 +1,6 @@
-// deform_attn for PyTorch on the CPU; forward only, see bevperception/ops/fused_attention.py.
+// deform_attn for PyTorch on the CPU.
 #include <optional>
+#include <tuple>
 
 #include "binding_deform_attn.h"
 #include "schemas.h"
@@ -73,13 +74,88 @@ Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& o
   return output;
 }
 
+// Entries sorted by their map, in the order of rows within one.
+struct SortedEntries {
+  explicit SortedEntries(const RowArguments& arguments) : map_start(arguments.sizes.batch + 1) {
+    if (!arguments.row_start) {
+      for (size_t map = 0; map < map_start.size(); ++map) map_start[map] = static_cast<int64_t>(map) * arguments.sizes.queries;
+      return;
+    }
+    const int64_t* start = data_of<int64_t>(*arguments.row_start);
+    const int64_t* map_of = data_of<int64_t>(*arguments.map_of);
+    const int64_t entries = arguments.entries();
+    for (int64_t entry = 0; entry < entries; ++entry) ++map_start[static_cast<size_t>(map_of[entry] + 1)];
+    for (size_t map = 1; map < map_start.size(); ++map) map_start[map] += map_start[map - 1];
+    entry_of.resize(static_cast<size_t>(entries));
+    row_of.resize(static_cast<size_t>(entries));
+    std::vector<int64_t> next(map_start.begin(), map_start.end() - 1);
+    for (int64_t row = 0; row < arguments.rows(); ++row) {
+      for (int64_t entry = start[row]; entry < start[row + 1]; ++entry) {
+        const auto place = static_cast<size_t>(next[static_cast<size_t>(map_of[entry])]++);
+        entry_of[place] = entry;
+        row_of[place] = row;
+      }
+    }
+  }
+
+  cpu::EntriesByMap view(bool compressed) const {
+    return {map_start.data(), compressed ? entry_of.data() : nullptr, compressed ? row_of.data() : nullptr};
+  }
+
+  std::vector<int64_t> map_start, entry_of, row_of;
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const Tensor& value,
+                                                    std::vector<int64_t> shapes, const Tensor& offsets,
+                                                    const Tensor& logits, const Tensor& references,
+                                                    std::vector<int64_t> anchors, int64_t groups,
+                                                    std::optional<Tensor> row_start, std::optional<Tensor> map_of,
+                                                    bool of_references) {
+  const RowArguments arguments =
+      arguments_of(value, shapes, offsets, logits, references, anchors, groups, row_start, map_of);
+  const MsDeformAttnSizes& sizes = arguments.sizes;
+  require_same_dtype(kName, {&value, &output_gradient});
+  require_shape(kName, "the output's gradient", output_gradient, {arguments.rows(), sizes.heads * sizes.channels});
+  const Tensor gradient = torch::stable::contiguous(output_gradient);
+  Tensor value_gradient = empty_result(value, {sizes.batch, sizes.cells, sizes.heads, sizes.channels});
+  Tensor offsets_gradient = empty_result(value, {arguments.rows(), offsets.size(1)});
+  Tensor logits_gradient = empty_result(value, {arguments.rows(), logits.size(1)});
+  Tensor references_gradient = empty_result(value, {of_references ? arguments.entries() : 0, references.size(1), 2});
+  Tensor weights = empty_result(value, {arguments.rows(), logits.size(1)});
+  const SortedEntries sorted(arguments);
+  const int64_t work_of_head = sizes.levels * sizes.points * (4 * sizes.channels + 32);
+  with_dtype(value, [&](auto zero) {
+    using T = decltype(zero);
+    const auto problem = arguments.problem<T>();
+    const cpu::Kernels<T>& kernels = cpu::current_kernels<T>();
+    const T* of_output = data_of<T>(gradient);
+    const cpu::DeformAttnGradients<T> gradients{
+        mutable_data_of<T>(offsets_gradient), mutable_data_of<T>(logits_gradient),
+        of_references ? mutable_data_of<T>(references_gradient) : nullptr, mutable_data_of<T>(weights)};
+    const auto bytes = static_cast<size_t>(references_gradient.numel()) * sizeof(T);
+    if (bytes > 0) std::memset(gradients.of_references, 0, bytes);
+    share_out(arguments.rows(), sizes.heads * work_of_head, [&](int64_t begin, int64_t end) {
+      kernels.deform_attn_point_gradients(problem, of_output, gradients, begin, end);
+    });
+    const int64_t entries_of_map = sizes.batch > 0 ? arguments.entries() / sizes.batch + 1 : 1;
+    T* of_value = mutable_data_of<T>(value_gradient);
+    for_map_shares(value_gradient, sizes.heads, entries_of_map * work_of_head, [&](const cpu::MapShare& share) {
+      kernels.deform_attn_value_gradient(problem, of_output, gradients.weights, sorted.view(row_start.has_value()),
+                                         of_value, share);
+    });
+  });
+  return {value_gradient, offsets_gradient, logits_gradient, references_gradient};
+}
+
 }  // namespace
 }  // namespace bevperception
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bevperception, m) {
   m.def(BEV_DEFORM_ATTN_SCHEMA);
+  m.def(BEV_DEFORM_ATTN_BACKWARD_SCHEMA);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bevperception, CPU, m) {
   m.impl("deform_attn", TORCH_BOX(&bevperception::forward));
+  m.impl("deform_attn_backward", TORCH_BOX(&bevperception::backward));
 }

@@ -81,7 +81,7 @@ class Hostile:
         return lambda: operators.dcnv3_backward(gradient, *tensors, *whole, scale, remove)
 
     def rows(self) -> Call:
-        """deform_attn, with and without compressed rows."""
+        """deform_attn or its backward, with and without compressed rows."""
         pick = self.random.randint
         shapes = [(pick(1, 5), pick(1, 5)) for _ in range(pick(1, 2))]
         maps, heads, channels, points, anchors = pick(1, 3), pick(1, 3), pick(1, 17), pick(1, 4), pick(1, 3)
@@ -100,9 +100,11 @@ class Hostile:
         groups = self.lies([self.random.choice((1, points))])[0]
         entries = [torch.tensor(self.lies(x), dtype=torch.int64) for x in (start, map_of)]
         given = entries if compressed else [None, None]
-        return lambda: torch.ops.bevperception.deform_attn(
-            value, sizes, offsets, logits, references, anchor_of, groups, *given
-        )
+        call = (value, sizes, offsets, logits, references, anchor_of, groups, *given)
+        if pick(0, 1):
+            return lambda: torch.ops.bevperception.deform_attn(*call)
+        gradient, wanted = self.bent(self.numbers(rows, heads * channels)), bool(pick(0, 1))
+        return lambda: torch.ops.bevperception.deform_attn_backward(gradient, *call, wanted)
 
     def numbers(self, *shape: int) -> Tensor:
         """Ordinary numbers."""

@@ -200,9 +200,10 @@ def test_threads_do_not_change_a_bit() -> None:
     results = []
     for count in (1, 2, 5):
         torch.set_num_threads(count)
-        results.append(deform_attn(**arguments))
+        results.append((deform_attn(**arguments), *gradients_of(arguments)))
     torch.set_num_threads(threads)
-    assert all(torch.equal(results[0], other) for other in results[1:])
+    for other in results[1:]:
+        assert all(torch.equal(mine, its) for mine, its in zip(results[0], other, strict=True))
 
 
 @needs_native
@@ -214,6 +215,10 @@ def test_points_without_a_place_sample_zero(bad: float) -> None:
     fused = deform_attn(**arguments)
     assert (fused[1] == 0).all()
     torch.testing.assert_close(fused, deform_attn_unfused(**arguments), rtol=2e-5, atol=2e-5)
+    of_value, of_offsets, of_logits, _ = gradients_of(arguments)
+    assert (of_offsets[1] == 0).all()
+    assert (of_logits[1] == 0).all()
+    assert of_value.isfinite().all()
 
 
 @needs_native
@@ -226,21 +231,55 @@ def test_logits_of_any_size(scale: float) -> None:
     )
 
 
+FLOATS = ("value", "offsets", "logits", "references")
+
+
+def gradients_of(arguments: Arguments, wanted: tuple[str, ...] = FLOATS) -> tuple[Tensor, ...]:
+    """Gradients of the sum of squares of the result."""
+    leaves = {name: arguments[name].detach().clone().requires_grad_() for name in wanted}
+    result = deform_attn(**{**arguments, **leaves})
+    return torch.autograd.grad(result.square().sum(), tuple(leaves.values()))
+
+
+def assert_gradients(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], tolerance: float) -> None:
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance)
+
+
 @EACH
-def test_gradients_take_the_differentiable_way(problem: RowsProblem) -> None:
-    arguments = replace(problem, queries=2, channels=3).arguments()
-    names = ("value", "offsets", "logits", "references")
-    leaves = tuple(arguments[name].detach().clone().requires_grad_() for name in names)
+@pytest.mark.parametrize("channels", [3, 16])
+def test_gradients(problem: RowsProblem, channels: int) -> None:
+    arguments = replace(problem, queries=2, channels=channels).arguments()
+    with use_backend("reference"):
+        expected = gradients_of(arguments)
+    assert_gradients(gradients_of(arguments), expected, 1e-9)
+    # What nobody asks for is not computed, and changes nothing else.
+    assert_gradients(gradients_of(arguments, FLOATS[:3]), expected[:3], 1e-9)
+
+
+@needs_native
+@pytest.mark.parametrize("isa", ISAS)
+def test_gradients_by_every_instruction_set(isa: str) -> None:
+    arguments = RowsProblem(maps=4, heads=4, channels=21, points=7).arguments(torch.float32)
+    with use_backend("reference"):
+        expected = gradients_of(arguments)
+    native.select_cpu_isa(isa)
+    try:
+        found = gradients_of(arguments)
+    finally:
+        native.select_cpu_isa(None)
+    assert_gradients(found, expected, 2e-4)
+
+
+@needs_native
+def test_finite_differences() -> None:
+    arguments = RowsProblem(maps=2, shapes=((3, 4),), points=2, entries=(2, 0, 1)).arguments()
+    leaves = tuple(arguments[name].detach().clone().requires_grad_() for name in FLOATS)
 
     def run(*tensors: Tensor) -> Tensor:
-        return deform_attn(**{**arguments, **dict(zip(names, tensors, strict=True))})
+        return deform_attn(**{**arguments, **dict(zip(FLOATS, tensors, strict=True))})
 
-    torch.testing.assert_close(run(*leaves), run(*(leaf.detach() for leaf in leaves)))
-    gradients = torch.autograd.grad(run(*leaves).square().sum(), leaves)
-    with use_backend("reference"):
-        expected = torch.autograd.grad(run(*leaves).square().sum(), leaves)
-    for found, wanted in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(found, wanted)
+    assert torch.autograd.gradcheck(run, leaves, eps=1e-6, atol=1e-6)
 
 
 @needs_native
@@ -248,25 +287,20 @@ def test_operator_inside_pytorch() -> None:
     for problem in PROBLEMS.values():
         arguments = problem.arguments(torch.float32)
         rows = arguments["rows"]
-        torch.library.opcheck(
-            torch.ops.bevperception.deform_attn.default,
-            (
-                arguments["value"],
-                [n for shape in arguments["spatial_shapes"] for n in shape],
-                *(arguments[name] for name in ("offsets", "logits", "references", "anchors", "groups")),
-                None if rows is None else rows.row_start,
-                None if rows is None else rows.map_of,
-            ),
-        )
-    leaf = arguments["value"].requires_grad_()
-    with pytest.raises(NotImplementedError, match=r"bevperception\.ops\.deform_attn"):
-        torch.ops.bevperception.deform_attn(
-            leaf,
+        call = (
+            arguments["value"].requires_grad_(),
             [n for shape in arguments["spatial_shapes"] for n in shape],
             *(arguments[name] for name in ("offsets", "logits", "references", "anchors", "groups")),
-            rows.row_start,
-            rows.map_of,
-        ).sum().backward()
+            None if rows is None else rows.row_start,
+            None if rows is None else rows.map_of,
+        )
+        torch.library.opcheck(torch.ops.bevperception.deform_attn.default, call)
+        gradient = torch.randn_like(deform_attn(**arguments).detach())
+        plain = [x.detach() if isinstance(x, Tensor) else x for x in call]
+        for of_references in (False, True):
+            torch.library.opcheck(
+                torch.ops.bevperception.deform_attn_backward.default, (gradient, *plain, of_references)
+            )
 
 
 @needs_native

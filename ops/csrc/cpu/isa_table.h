@@ -3,7 +3,7 @@
 #pragma once
 
 #include "dcnv3.h"
-#include "deform_attn.h"
+#include "deform_attn_backward.h"
 #include "ms_deform_attn.h"
 
 namespace bevperception::cpu {
@@ -13,7 +13,7 @@ template <class T>
 constexpr Kernels<T> kernels_of_this_isa() {
   return {
       ms_deform_attn<T>, ms_deform_attn_point_gradients<T>, ms_deform_attn_value_gradient<T>,
-      deform_attn<T>,
+      deform_attn<T>,    deform_attn_point_gradients<T>,    deform_attn_value_gradient<T>,
       dcnv3<T>,          dcnv3_point_gradients<T>,          dcnv3_input_gradient<T>,
   };
 }

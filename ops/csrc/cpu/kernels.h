@@ -37,6 +37,22 @@ struct DeformAttn {
   const int64_t* map_of;     // (entries); null with row_start
 };
 
+// What the gradients of deform_attn go into, apart from the maps'.
+template <class T>
+struct DeformAttnGradients {
+  T* of_offsets;     // (rows, heads, levels, points, 2)
+  T* of_logits;      // (rows, heads, levels, points)
+  T* of_references;  // (entries, anchors, 2), zeros before; null: not wanted
+  T* weights;        // (rows, heads, levels, points): left for the maps' gradient
+};
+
+// The entries in the order of their maps.
+struct EntriesByMap {
+  const int64_t* map_start;  // (maps + 1) into the two below
+  const int64_t* entry_of;   // null with row_of: entries and rows in order
+  const int64_t* row_of;
+};
+
 template <class T>
 struct Dcnv3 {
   Dcnv3Sizes sizes;
@@ -67,6 +83,11 @@ struct Kernels {
 
   // Rows from begin to end of output (rows, heads, channels): the mean over a row's entries.
   void (*deform_attn)(const DeformAttn<T>&, T* output, int64_t begin, int64_t end);
+  // Of the rows from begin to end; then, with the weights that leaves, the maps'.
+  void (*deform_attn_point_gradients)(const DeformAttn<T>&, const T* output_gradient,
+                                      const DeformAttnGradients<T>&, int64_t begin, int64_t end);
+  void (*deform_attn_value_gradient)(const DeformAttn<T>&, const T* output_gradient, const T* weights,
+                                     const EntriesByMap&, T* value_gradient, const MapShare& share);
 
   // Rows (batch element, output row) from begin to end of output (batch, out_height, ...).
   void (*dcnv3)(const Dcnv3<T>&, T* output, int64_t begin, int64_t end);

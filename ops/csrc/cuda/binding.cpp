@@ -316,11 +316,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(BEV_LIBRARY, m) {
   m.def(BEV_DCNV3_SCHEMA);
   m.def(BEV_DCNV3_BACKWARD_SCHEMA(""));
   m.def(BEV_DEFORM_ATTN_SCHEMA);
+  m.def(BEV_DEFORM_ATTN_BACKWARD_SCHEMA);
 #endif
   m.def("cuda_architectures() -> str");
   m.def(BEV_MS_DEFORM_ATTN_BACKWARD_SCHEMA("_in_order"));
   m.def(BEV_DCNV3_BACKWARD_SCHEMA("_in_order"));
-  m.def(BEV_DEFORM_ATTN_BACKWARD_SCHEMA);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(BEV_LIBRARY, CompositeExplicitAutograd, m) {
