@@ -27,7 +27,10 @@ def test_every_configuration_builds(path: Path) -> None:
     config = load_config(path)
     model = build(path)
     temporal = config.model.temporal
-    assert config.data.history == temporal.past
+    if config.data.stream_length:
+        assert config.data.stream_length > temporal.past
+    else:
+        assert config.data.history == temporal.past
     assert (model.fusion is None) == (temporal.past == 0)
     for setting, frames in SETTINGS.items():
         if path.stem.endswith(f"_{setting}"):

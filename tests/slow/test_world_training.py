@@ -19,6 +19,7 @@ from bevperception.data.world import WorldConfig, make_world
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 20
+QUEUES = ("--data.stream_length=0", "--data.history=3")
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +58,11 @@ def losses(out: Path) -> list[float]:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
 
 
-def test_a_killed_and_resumed_run_ends_as_an_uninterrupted_one(world: Path, tmp_path: Path) -> None:
-    batch = ("--training.batch_size=1",)
+@pytest.mark.parametrize("order", ["streams", "queues"])
+def test_a_killed_and_resumed_run_ends_as_an_uninterrupted_one(
+    world: Path, tmp_path: Path, order: str
+) -> None:
+    batch = ("--training.batch_size=1", *(QUEUES if order == "queues" else ()))
     finish(start(world, tmp_path / "whole", *batch))
     torn = tmp_path / "torn"
     process = start(world, torn, *batch)
