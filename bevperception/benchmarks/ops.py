@@ -18,6 +18,7 @@ import torch
 
 from bevperception.benchmarks.ops_cases import CASES
 from bevperception.benchmarks.ops_worker import PEERS, PUBLISHED
+from bevperception.benchmarks.roofline import Machine, forward_work, measure_machine
 from bevperception.benchmarks.timing import median_ms
 from bevperception.errors import BevError, ConfigError
 from bevperception.ops import backend_report
@@ -34,7 +35,11 @@ arguments. A competitor that does not compute the same numbers as the reference 
 
 Spatial cross-attention (c1, c2) is one operator in native. The others are BEVFormer's published scheme, which
 copies every camera's queries into a batch padded to the longest, around their own ms_deform_attn; "published"
-is that scheme around the native ms_deform_attn."""
+is that scheme around the native ms_deform_attn.
+
+The bound is the least time this machine could need for a forward call: every argument and result moved once
+at the measured bandwidth of memory, or all multiply-adds at the measured peak, whichever takes longer. Shapes
+that fit the cache can be faster than a bound by memory."""
 
 EPILOG = """\
 cases:
@@ -165,7 +170,7 @@ def open_workers(options: argparse.Namespace) -> Iterator[list[Worker]]:
             worker.close()
 
 
-def measure_all(options: argparse.Namespace) -> dict[str, dict[str, Result]]:
+def measure_all(options: argparse.Namespace, machine: Machine) -> dict[str, dict[str, Result]]:
     """Results by case and competitor."""
     results = {key: {name: Result() for name in options.competitors} for key in options.cases}
     with open_workers(options) as workers:
@@ -186,6 +191,7 @@ def measure_all(options: argparse.Namespace) -> dict[str, dict[str, Result]]:
                         result.add(worker.setting, worker.ask(request))
             _show_progress("")
             print(format_case(key, results[key]), flush=True)
+            print(format_bound(key, results[key], machine, options.dtype), flush=True)
     return results
 
 
@@ -223,6 +229,17 @@ def format_case(key: str, results: dict[str, Result]) -> str:
     return "\n".join(lines)
 
 
+def format_bound(key: str, results: dict[str, Result], machine: Machine, dtype: str) -> str:
+    """The roofline bound of one case's forward, and how far native is from it."""
+    work = forward_work(CASES[key], getattr(torch, dtype).itemsize)
+    bound_ms = machine.bound_ms(work)
+    line = f"    {'bound by ' + machine.limit(work):<22}{bound_ms:>9.3f}"
+    native = results.get("native")
+    if native is not None and native.missing is None:
+        line += f"   native forward takes {native.forward_ms / bound_ms:.1f} times as long"
+    return line
+
+
 def format_summary(results: dict[str, dict[str, Result]]) -> str:
     """The smallest ratios over all cases, by operator."""
     lines = ["\nsmallest ratios to native (forward / forward + backward):"]
@@ -241,12 +258,19 @@ def format_summary(results: dict[str, dict[str, Result]]) -> str:
     return "\n".join(lines)
 
 
-def to_json(options: argparse.Namespace, results: dict[str, dict[str, Result]]) -> dict[str, Any]:
+def to_json(
+    options: argparse.Namespace, results: dict[str, dict[str, Result]], machine: Machine
+) -> dict[str, Any]:
     """Everything measured, as plain values."""
     return {
         "settings": {name: value for name, value in vars(options).items() if name != "json"},
         "torch": torch.__version__,
         "isa": options.isa or backend_report().isa,
+        "machine": {"bytes_per_s": machine.bytes_per_s, "flops_per_s": machine.flops_per_s},
+        "bound_ms": {
+            key: machine.bound_ms(forward_work(CASES[key], getattr(torch, options.dtype).itemsize))
+            for key in results
+        },
         "results": {
             key: {
                 name: {"missing": result.missing}
@@ -333,11 +357,16 @@ def main(arguments: Sequence[str]) -> int:
     if min(options.threads, options.rounds) < 1:
         raise ConfigError(f"--threads {options.threads} and --rounds {options.rounds} must be at least 1")
     print(format_header(options), flush=True)
-    results = measure_all(options)
+    machine = measure_machine(options.threads, getattr(torch, options.dtype))
+    print(
+        f"memory {machine.bytes_per_s / 1e9:.1f} GB/s, arithmetic {machine.flops_per_s / 1e9:.0f} Gflop/s",
+        flush=True,
+    )
+    results = measure_all(options, machine)
     print(format_summary(results))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         partial = options.json.with_name(f".{options.json.name}.partial")
-        partial.write_text(json.dumps(to_json(options, results), indent=1))
+        partial.write_text(json.dumps(to_json(options, results, machine), indent=1))
         partial.replace(options.json)
     return 0

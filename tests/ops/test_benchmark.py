@@ -13,6 +13,7 @@ import torch
 
 from bevperception.benchmarks.ops_cases import CASES, AttentionCase
 from bevperception.benchmarks.ops_worker import competitor_call, disagreement
+from bevperception.benchmarks.roofline import Machine, Work, forward_work, measure_machine
 from bevperception.benchmarks.timing import median_ms, peak_extra_bytes, sample_seconds
 from tests.ops.problems import needs_native
 
@@ -38,6 +39,40 @@ def test_prints_times_and_ratios_and_writes_json(tmp_path: Path) -> None:
     native, reference = content["results"]["s4"]["native"], content["results"]["s4"]["reference"]
     assert len(native["forward_s"][""]) >= 3
     assert 0 < native["forward_ms"] < reference["forward_ms"]
+    assert "bound by" in done.stdout
+    assert content["bound_ms"]["s4"] > 0
+    assert content["machine"]["bytes_per_s"] > 1e8
+
+
+@pytest.mark.parametrize("key", ["ii", "c1", "s4"])
+def test_work_of_a_case_is_that_of_its_tensors(key: str) -> None:
+    """Bytes are those of arguments and result; flops those of four corners a sample and channel."""
+    case = CASES[key]
+    call = competitor_call("reference", case)
+    assert call is not None
+    arguments = case.inputs("local", torch.float32)
+    numbers = sum(t.numel() for t in arguments) + call(*arguments).numel()
+    work = forward_work(case)
+    if key == "c1":  # and the reference points of its entries
+        entries = int(case.seen(torch.float64)[1].any(-1).sum())
+        numbers += 2 * 4 * entries
+        assert work.flops == entries * 8 * 8 * 32 * 8
+    elif key == "ii":
+        assert work.flops == arguments[2].numel() * 32 * 8
+    else:
+        assert work.flops == arguments[2].numel() * 16 * 8
+    assert work.bytes == 4 * numbers
+
+
+def test_the_bound_is_the_longer_of_memory_and_arithmetic() -> None:
+    machine = Machine(bytes_per_s=1e9, flops_per_s=1e10)
+    assert machine.bound_ms(Work(bytes=2_000_000, flops=1)) == pytest.approx(2.0)
+    assert machine.bound_ms(Work(bytes=1, flops=50_000_000)) == pytest.approx(5.0)
+    assert machine.limit(Work(bytes=2_000_000, flops=1)) == "memory"
+    assert machine.limit(Work(bytes=1, flops=50_000_000)) == "arithmetic"
+    measured = measure_machine(1)
+    assert 1e8 < measured.bytes_per_s < 1e13
+    assert 1e8 < measured.flops_per_s < 1e14
 
 
 def test_impossible_options_are_refused_without_a_traceback() -> None:

@@ -1,0 +1,111 @@
+"""The least time a machine could need for an operator: numbers to move, and arithmetic to do.
+
+Source: Williams, Waterman, Patterson, "Roofline", Communications of the ACM 52(4), 2009.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from bevperception.benchmarks.ops_cases import AttentionCase, Case, ConvolutionCase
+from bevperception.benchmarks.spatial_case import ANCHORS, CHANNELS, HEADS, SpatialCase
+
+_FLOPS_OF_CORNER = 2
+"""A multiplication and an addition a channel; what it takes to find the corners is left out."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a forward call must do at least.
+
+    Args:
+        bytes: of arguments and result, each moved once.
+        flops: multiplications and additions of the samples.
+    """
+
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured of a machine.
+
+    Args:
+        bytes_per_s: copying large tensors, bytes read and written.
+        flops_per_s: of a large matrix product.
+    """
+
+    bytes_per_s: float
+    flops_per_s: float
+
+    def bound_ms(self, work: Work) -> float:
+        """Milliseconds below which the work cannot be done."""
+        return 1e3 * max(work.bytes / self.bytes_per_s, work.flops / self.flops_per_s)
+
+    def limit(self, work: Work) -> str:
+        """What the bound comes from: 'memory' or 'arithmetic'."""
+        by_memory = work.bytes / self.bytes_per_s >= work.flops / self.flops_per_s
+        return "memory" if by_memory else "arithmetic"
+
+
+def measure_machine(threads: int, dtype: torch.dtype = torch.float32) -> Machine:
+    """Bandwidth and peak of this machine, each the best of several tries.
+
+    Args:
+        threads: that the operators have.
+        dtype: of the matrix product.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        source = torch.ones(1 << 26)  # 256 MB, beyond any cache
+        target = torch.empty_like(source)
+        moved = 2 * source.numel() * source.element_size()
+        bandwidth = moved / _best_s(lambda: target.copy_(source))
+        side = 1536
+        left = torch.ones(side, side, dtype=dtype)
+        peak = 2 * side**3 / _best_s(lambda: left @ left)
+        return Machine(bandwidth, peak)
+    finally:
+        torch.set_num_threads(before)
+
+
+def forward_work(case: Case, bytes_of_number: int = 4) -> Work:
+    """What a case's forward call must do at least.
+
+    Args:
+        case: sizes.
+        bytes_of_number: 4 for float32.
+    """
+    if isinstance(case, ConvolutionCase):
+        cells = case.batch * case.height * case.width
+        samples, channels = cells * case.groups * 9, 16
+        numbers = 2 * cells * case.groups * channels + 3 * samples
+    elif isinstance(case, SpatialCase):
+        rows, cameras = case.batch * case.side**2, 6 * case.batch
+        per_row = HEADS * len(case.shapes) * case.points
+        entries = int(case.seen(torch.float64)[1].any(-1).sum())
+        samples, channels = entries * per_row, CHANNELS
+        value = cameras * sum(h * w for h, w in case.shapes) * HEADS * CHANNELS
+        numbers = value + 3 * rows * per_row + rows * HEADS * CHANNELS + 2 * entries * ANCHORS
+    else:
+        assert isinstance(case, AttentionCase)
+        rows, channels = case.batch * (case.queries or case.cells), 32
+        samples = rows * 8 * len(case.shapes) * case.points
+        numbers = case.batch * case.cells * 8 * channels + 3 * samples + rows * 8 * channels
+    return Work(numbers * bytes_of_number, samples * channels * 4 * _FLOPS_OF_CORNER)
+
+
+def _best_s(call: Callable[[], object], tries: int = 7) -> float:
+    call()
+    seconds = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
