@@ -209,7 +209,11 @@ def test_ci_runs_lint_and_tests_and_stops_at_a_failure() -> None:
     assert os.access(script, os.X_OK)
     lines = script.read_text().splitlines()
     assert "set -euo pipefail" in lines
-    assert [line for line in lines if line.startswith("make")] == ["make lint", "make test"]
+    assert [line for line in lines if line.startswith("make")] == [
+        "make lint",
+        "make cuda",
+        "make test",
+    ]
 
 
 def test_licence_is_apache_2() -> None:
