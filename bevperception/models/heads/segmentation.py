@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from bevperception.geometry import BEVGrid
 
@@ -53,7 +52,8 @@ class SegmentationHead(nn.Module):
         grid: grid of the maps.
     """
 
-    sampling_grid: Tensor
+    row_weights: Tensor
+    column_weights: Tensor
 
     def __init__(
         self, in_channels: int, channels: int, blocks: int, classes: int, bev_grid: BEVGrid, grid: BEVGrid
@@ -71,8 +71,9 @@ class SegmentationHead(nn.Module):
         assert self.classifier.bias is not None
         nn.init.constant_(self.classifier.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
         cells = bev_grid.to_cells(grid.cell_centres())
-        size = cells.new_tensor([bev_grid.columns, bev_grid.rows])
-        self.register_buffer("sampling_grid", (2 * cells + 1) / size - 1, persistent=False)
+        rows, columns = cells[:, 0, 1], cells[0, :, 0]
+        self.register_buffer("row_weights", bilinear_weights(rows, bev_grid.rows), persistent=False)
+        self.register_buffer("column_weights", bilinear_weights(columns, bev_grid.columns), persistent=False)
 
     def forward(self, bev: Tensor) -> Tensor:
         """Logits of the maps.
@@ -84,9 +85,23 @@ class SegmentationHead(nn.Module):
             (B, classes, rows, columns) on the head's grid.
         """
         features = self.blocks(self.stem(bev))
-        grid = self.sampling_grid.to(features.dtype).expand(features.shape[0], -1, -1, -1)
-        resampled = functional.grid_sample(
-            features, grid, mode="bilinear", padding_mode="zeros", align_corners=False
-        )
+        # Both grids have the same axes, so that bilinear sampling is a product with a matrix an axis: several
+        # times as fast as grid_sample, forward and backward.
+        rows, columns = self.row_weights.to(features.dtype), self.column_weights.to(features.dtype)
+        resampled = rows @ (features @ columns.mT)
         logits: Tensor = self.classifier(self.refine(resampled))
         return logits
+
+
+def bilinear_weights(positions: Tensor, size: int) -> Tensor:
+    """What sampling a row of cells linearly takes of each cell.
+
+    Args:
+        positions: (n,) in cells, a cell's centre at its whole number.
+        size: cells of the row; beyond them everything is zero.
+
+    Returns:
+        (n, size) weights, at most two of a row other than zero.
+    """
+    cells = torch.arange(size, dtype=positions.dtype, device=positions.device)
+    return (1 - (positions[:, None] - cells).abs()).clamp_min(0.0)
