@@ -64,6 +64,9 @@ class BEVConfig:
         pillar_points: points a pillar is lifted to in spatial cross-attention.
         spatial_points: sampling points per head and level there, a multiple of pillar_points.
         temporal_points: sampling points per head in temporal self-attention.
+        first_reach_cells: how far the outermost sampling points look before training, in cells of what they
+            look at; the innermost look at their place itself. None for the published start, where point p
+            looks p + 1 cells out: right for the published sizes, far off the mark on coarse grids.
         feedforward_channels: width of the feed-forward layers, here and in the decoder.
         dropout: drop-out in the encoder's and the decoder's attention and feed-forward layers.
         alignment: how earlier BEV features are brought into the current frame: 'warp' samples them
@@ -89,6 +92,7 @@ class BEVConfig:
     pillar_points: int = 4
     spatial_points: int = 8
     temporal_points: int = 4
+    first_reach_cells: float | None = None
     feedforward_channels: int = 256
     dropout: float = 0.0
     alignment: Literal["warp", "published"] = "warp"
@@ -230,6 +234,7 @@ class DetectionConfig:
         layers: decoder layers.
         heads: attention heads.
         points: sampling points per head in the decoder's cross-attention.
+        first_reach_cells: as bev.first_reach_cells, for the decoder.
         hidden_layers: hidden layers of the classification and regression branches.
         yaw_convention: 'standard' regresses the yaw of the BEV frame; 'mmdet3d_0.17' the published
             checkpoints' (-yaw - pi/2).
@@ -254,6 +259,7 @@ class DetectionConfig:
     layers: int = 3
     heads: int = 4
     points: int = 4
+    first_reach_cells: float | None = None
     hidden_layers: int = 2
     yaw_convention: Literal["standard", "mmdet3d_0.17"] = "standard"
     score_range_m: tuple[float, float, float, float, float, float] = (
@@ -487,7 +493,8 @@ class TrainingConfig:
         warmup_steps: linear warm-up, then a cosine to final_rate_factor.
         final_rate_factor: last learning rate as a share of the peak.
         gradient_clip: largest norm of the whole gradient; 0 for none.
-        precision: Lightning's precision: 32-true, bf16-mixed or 16-mixed.
+        precision: Lightning's precision: 32-true, bf16-mixed or 16-mixed; auto takes bf16-mixed where the
+            processor or GPU computes in bfloat16 and 32-true elsewhere.
         ema_decay: decay of the averaged weights that are evaluated and saved; 0 for none.
         seed: seeds weights, order and augmentation.
         devices: processes on this machine.
@@ -515,7 +522,7 @@ class TrainingConfig:
     warmup_steps: int = 50
     final_rate_factor: float = 0.01
     gradient_clip: float = 35.0
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "32-true"
     ema_decay: float = 0.0
     seed: int = 0
     devices: int = 1

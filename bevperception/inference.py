@@ -18,6 +18,7 @@ from bevperception.data.image_input import ImageInput
 from bevperception.data.transforms import ImageFit
 from bevperception.errors import ConfigError
 from bevperception.geometry import invert_rigid
+from bevperception.models.precision import resolve_precision
 from bevperception.structures import BEVMemory, Boxes3D, CameraFrames, ModelOutputs
 
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -133,7 +134,8 @@ class StreamingPredictor:
     Args:
         model: a BEVFormer; put in evaluation mode and moved to the device.
         device: where it runs.
-        precision: Lightning's names: 32-true, bf16-mixed or 16-mixed.
+        precision: Lightning's names, 32-true, bf16-mixed or 16-mixed, or auto; see
+            :func:`~bevperception.models.precision.resolve_precision`.
         rules: when memory is forgotten.
         data: cameras, image size and normalisation that the model was trained with; needed by
             :meth:`step` and :meth:`warm_up`, not by :meth:`perceive` and :meth:`observe`.
@@ -154,7 +156,7 @@ class StreamingPredictor:
     ) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
-        self.precision = precision
+        self.precision = resolve_precision(precision, self.device)
         self.rules = rules or ResetRules()
         self.last_reset: str | None = None
         self._memory: BEVMemory | None = None

@@ -317,6 +317,9 @@ def build_bev_transformer(config: ModelConfig) -> BEVTransformer:
         )
         for _ in range(bev.layers)
     ]
+    for layer in layers:
+        layer.temporal_attention.start_within(bev.first_reach_cells)
+        layer.spatial_attention.start_within(bev.first_reach_cells, bev.pillar_points)
     return BEVTransformer(
         BEVEncoder(layers, bev.rows, bev.columns, _range_m(config), bev.pillar_points),
         bev.grid,
@@ -360,6 +363,8 @@ def build_detection_head(config: ModelConfig) -> DetectionHead:
         DecoderLayer(bev.channels, detection.heads, detection.points, bev.feedforward_channels, bev.dropout)
         for _ in range(detection.layers)
     ]
+    for layer in layers:
+        layer.cross_attention.start_within(detection.first_reach_cells)
     return DetectionHead(
         DetectionDecoder(layers),
         bev.channels,

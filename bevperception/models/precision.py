@@ -1,15 +1,51 @@
-"""What a CPU trains faster in float32 than in the half precision of autocast: backward of norm and attention.
+"""Where half precision pays: which machine computes in bfloat16, and what a CPU trains faster in float32.
 
-PyTorch's CPU kernels of both are several times slower backward in bfloat16 than in float32, casts included.
+PyTorch's CPU kernels of norm and attention are several times slower backward in bfloat16 than in float32,
+casts included.
 """
 
 from __future__ import annotations
 
+import platform
+import warnings
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 itself; others convert back and forth, slower than in float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def resolve_precision(precision: str, device: torch.device) -> Precision:
+    """Lightning's name of the precision to run in.
+
+    Args:
+        precision: 'auto' takes bf16-mixed where the device computes in it and 32-true elsewhere; another name
+            is returned as it is, with a warning where it will be slow.
+        device: where the model runs.
+    """
+    if precision == "auto":
+        return "bf16-mixed" if computes_bfloat16(device) else "32-true"
+    if precision != "32-true" and device.type == "cpu" and not computes_bfloat16(device):
+        warnings.warn(
+            f"precision {precision}: this processor does not compute in bfloat16; it takes about ten times "
+            "as long as with training.precision 32-true, or auto",
+            stacklevel=2,
+        )
+    return cast(Precision, precision)
 
 
 class LayerNorm(nn.LayerNorm):

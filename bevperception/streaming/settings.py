@@ -44,7 +44,7 @@ class NodeSettings:
     weights: str = _setting("", "weights.safetensors, a run's folder or a training checkpoint")
     config: str = _setting("", "YAML configuration of the model; empty takes the one inside the weights")
     device: str = _setting("auto", "where the model runs", choices=("auto", "cpu", "cuda"))
-    precision: str = _setting("32-true", "of the arithmetic", choices=("32-true", "bf16-mixed"))
+    precision: str = _setting("32-true", "of the arithmetic", choices=("auto", "32-true", "bf16-mixed"))
     compiled: bool = _setting(False, "run the backbone through torch.compile; activation takes minutes")
     threads: int = _setting(0, "PyTorch's threads; 0 leaves them as they are", low=0, high=256)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -22,6 +23,7 @@ from bevperception.config_io import dump_config
 from bevperception.data.loading import SampleSource
 from bevperception.distributed import is_first_process
 from bevperception.errors import ConfigError
+from bevperception.models.precision import resolve_precision
 from bevperception.training.averaging import WeightAveraging
 from bevperception.training.callbacks import Evaluate, Evaluation, SkippedReport, progress
 from bevperception.training.checkpointing import (
@@ -119,7 +121,7 @@ def build_trainer(
         devices=training.devices,
         num_nodes=training.nodes,
         strategy=build_strategy(config),
-        precision=training.precision,
+        precision=resolve_precision(training.precision, likely_device(training.accelerator)),
         max_steps=training.steps,
         max_epochs=-1,
         accumulate_grad_batches=training.accumulate,
@@ -133,6 +135,15 @@ def build_trainer(
         enable_progress_bar=isinstance(shown, ProgressBar),
         enable_model_summary=False,
     )
+
+
+def likely_device(accelerator: str) -> torch.device:
+    """Where Lightning will train, before it has been asked."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
 
 
 def build_strategy(config: ExperimentConfig) -> str | Strategy:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from bevperception.models.precision import LayerNorm, attend
+from bevperception.models import precision
+from bevperception.models.precision import LayerNorm, attend, resolve_precision
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -51,3 +54,23 @@ def test_attention_trains_in_single_precision(masked: bool) -> None:
     assert torch.equal(found, expected)
     assert predicted.dtype == torch.bfloat16
     torch.testing.assert_close(predicted.float(), expected, atol=0.03, rtol=0.03)
+
+
+def test_auto_takes_half_precision_only_where_the_processor_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = torch.device("cpu")
+    for able, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(precision, "computes_bfloat16", lambda device, able=able: able)
+        assert resolve_precision("auto", cpu) == expected
+    with pytest.warns(UserWarning, match="does not compute in bfloat16"):
+        assert resolve_precision("bf16-mixed", cpu) == "bf16-mixed"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resolve_precision("32-true", cpu) == "32-true"
+        assert resolve_precision("bf16-mixed", torch.device("meta")) == "bf16-mixed"
+
+
+def test_the_processor_is_asked() -> None:
+    assert isinstance(precision.computes_bfloat16(torch.device("cpu")), bool)
+    assert not precision.computes_bfloat16(torch.device("meta"))

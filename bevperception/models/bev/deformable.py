@@ -14,7 +14,14 @@ SpatialShapes = Sequence[tuple[int, int]]
 """(height, width) of every feature level."""
 
 
-def init_sampling_offsets(offsets: nn.Linear, heads: int, groups: int, points: int) -> None:
+def init_sampling_offsets(
+    offsets: nn.Linear,
+    heads: int,
+    groups: int,
+    points: int,
+    reach_cells: float | None = None,
+    anchors: int = 1,
+) -> None:
     """Let each head look in its own direction, further out with every point (Deformable DETR, A.4).
 
     Args:
@@ -22,11 +29,18 @@ def init_sampling_offsets(offsets: nn.Linear, heads: int, groups: int, points: i
         heads: attention heads.
         groups: feature levels (times queue entries) between head and point.
         points: sampling points per head and group.
+        reach_cells: how far the outermost points look, the innermost look at their place itself and the rest
+            stand evenly between; None for the published start, where point p looks p + 1 cells out.
+        anchors: places from which the points start in turn; those of one turn look equally far.
     """
     angles = torch.arange(heads, dtype=torch.float32) * (2.0 * math.pi / heads)
     directions = torch.stack((angles.cos(), angles.sin()), -1)
     directions = directions / directions.abs().amax(-1, keepdim=True)
-    reach = torch.arange(1, points + 1, dtype=torch.float32)
+    if reach_cells is None:
+        reach = torch.arange(1, points + 1, dtype=torch.float32)
+    else:
+        turn = torch.arange(points, dtype=torch.float32).div(anchors, rounding_mode="floor")
+        reach = turn * (reach_cells / turn.amax().clamp_min(1.0))
     bias = directions[:, None, None, :] * reach[None, None, :, None]
     nn.init.zeros_(offsets.weight)
     with torch.no_grad():
@@ -69,6 +83,11 @@ class DeformableAttention(nn.Module):
         for projection in (self.value_proj, self.output_proj):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
+
+    def start_within(self, reach_cells: float | None, anchors: int = 1) -> None:
+        """Choose where the untrained module looks; see :func:`init_sampling_offsets`."""
+        groups = math.prod(self.groups)
+        init_sampling_offsets(self.sampling_offsets, self.heads, groups, self.points, reach_cells, anchors)
 
     def predict(self, looking: Tensor) -> tuple[Tensor, Tensor]:
         """What each query asks for, as :func:`bevperception.ops.deform_attn` takes it.
