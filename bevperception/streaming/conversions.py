@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import cv2
@@ -25,8 +26,8 @@ from bevperception.visualization.bev import (
     draw_rings,
     pixels_to_cells,
 )
-from bevperception.visualization.drawing import SUBPIXEL_BITS, draw_arrow, fixed_point
-from bevperception.visualization.palette import DETECTION_COLOURS, PANEL, SEGMENTATION_COLOURS, VELOCITY
+from bevperception.visualization.drawing import SUBPIXEL_BITS, fixed_point
+from bevperception.visualization.palette import DETECTION_COLOURS, PANEL, RGB, SEGMENTATION_COLOURS, VELOCITY
 from bevperception.visualization.text import Image
 
 OBJECT_FIELDS: Final = (*("x", "y", "z", "length", "width", "height", "yaw", "vx", "vy", "score", "label"),)
@@ -34,6 +35,8 @@ OBJECT_FIELDS: Final = (*("x", "y", "z", "length", "width", "height", "yaw", "vx
 in ``taxonomy.DETECTION_CLASSES``."""
 
 MIN_ARROW_SPEED_M_S = 0.3
+_HEAD_M = 0.7
+_HEAD_PX = 5.0
 _PAINTED_ABOVE = 0.5
 
 
@@ -146,17 +149,24 @@ def boxes_of_rows(rows: NDArray[np.float32]) -> Boxes3D:
     return Boxes3D(values[:, :9], values[:, 10].round().long(), values[:, 9])
 
 
-def arrow(found: Detection) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
-    """Ends of the arrow that a box's velocity is drawn with: as far as it moves in a second.
+def arrow(found: Detection) -> list[tuple[float, float, float]]:
+    """The arrow that a box's velocity is drawn with: as far as it moves in a second.
 
     Returns:
-        start and end in base_link; None for objects that stand or whose velocity is unknown.
+        pairs of ends, base_link: the shaft from the centre to the tip, then two strokes of the head; nothing
+        for objects that stand or whose velocity is unknown.
     """
-    speed = math.hypot(*found.velocity)
+    vx, vy = found.velocity
+    speed = math.hypot(vx, vy)
     if not speed >= MIN_ARROW_SPEED_M_S or not math.isfinite(speed):
-        return None
+        return []
     x, y, z = found.position
-    return found.position, (x + found.velocity[0], y + found.velocity[1], z)
+    tip = (x + vx, y + vy, z)
+    back = min(_HEAD_M / speed, 0.5)
+    sides = [
+        (tip[0] - back * (vx - side), tip[1] - back * (vy + turn), z) for side, turn in ((vy, vx), (-vy, -vx))
+    ]
+    return [found.position, tip, sides[0], tip, sides[1], tip]
 
 
 def heading(found: Detection) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -211,7 +221,7 @@ def bev_picture(seen: Perception, boxes: Boxes3D, head: SegmentationConfig | Non
         (side_px, side_px, 3) uint8 RGB.
     """
     view = BEVView(side_px, side_px)
-    image: Image = np.full((side_px, side_px, 3), PANEL, dtype=np.uint8)
+    image: Image = _blank(side_px).copy()
     if seen.segmentation is not None and head is not None:
         _paint_ground(image, view, seen, head)
     draw_rings(image, view)
@@ -220,16 +230,22 @@ def bev_picture(seen: Perception, boxes: Boxes3D, head: SegmentationConfig | Non
     return image
 
 
+@lru_cache(maxsize=4)
+def _blank(side_px: int) -> Image:
+    return np.full((side_px, side_px, 3), PANEL, dtype=np.uint8)
+
+
 def _paint_ground(image: Image, view: BEVView, seen: Perception, head: SegmentationConfig) -> None:
-    """Colour the cells first, then sample them once for all classes."""
+    """Find the cells' colours first, then sample them once for all classes."""
     assert seen.segmentation is not None
-    maps: NDArray[np.float32] = seen.segmentation.numpy()
-    cells = np.full((head.grid.rows, head.grid.columns, 3), PANEL, dtype=np.uint8)
+    painted = seen.segmentation.numpy() > _PAINTED_ABOVE
+    colours, shown = [PANEL], np.zeros((head.grid.rows, head.grid.columns), dtype=np.uint8)
     for name, colour_of_class in SEGMENTATION_COLOURS.items():
         if name in head.classes:
-            cells[maps[head.classes.index(name)] > _PAINTED_ABOVE] = colour_of_class
+            shown[painted[head.classes.index(name)]] = len(colours)
+            colours.append(colour_of_class)
     cv2.warpAffine(
-        cells,
+        np.take(np.array(colours, dtype=np.uint8), shown, axis=0),
         pixels_to_cells(view, head.grid, seen.bev_to_ego),
         (view.width, view.height),
         dst=image,
@@ -239,17 +255,33 @@ def _paint_ground(image: Image, view: BEVView, seen: Perception, head: Segmentat
 
 
 def _outline(image: Image, view: BEVView, boxes: Boxes3D) -> None:
-    """Outlines with a line to the front, and where each box will be in a second."""
+    """Outlines with a line to the front, and where each box will be in a second; a call a class and kind."""
     near = boxes.values[:, :7].isfinite().all(-1) & (boxes.values[:, :6].abs().amax(-1) < 1e3)
     shown = boxes[near]
     corners = view.to_pixels(box_corners(shown.values)[:, :4, :2].numpy())
-    centres, fronts = corners.mean(axis=1), corners[:, [0, 3]].mean(axis=1)
-    ahead = view.to_pixels(shown.values[:, :2].numpy() + shown.values[:, 7:9].numpy())
-    speeds = shown.values[:, 7:9].norm(dim=-1).tolist()
-    for index, label in enumerate(shown.labels.tolist()):
+    fronts = np.stack((corners.mean(axis=1), corners[:, [0, 3]].mean(axis=1)), axis=1)
+    labels = shown.labels.numpy()
+    for label in np.unique(labels).tolist():
         ink = DETECTION_COLOURS[DETECTION_CLASSES[label]]
-        outline, line = corners[index], np.stack((centres[index], fronts[index]))
-        for points, closed in ((outline, True), (line, False)):
-            cv2.polylines(image, [fixed_point(points)], closed, ink, 1, cv2.LINE_AA, SUBPIXEL_BITS)
-        if MIN_ARROW_SPEED_M_S <= speeds[index] < MAX_SPEED_MPS:
-            draw_arrow(image, centres[index], ahead[index], VELOCITY, 1)
+        for strokes, closed in ((corners, True), (fronts, False)):
+            _strokes(image, strokes[labels == label], closed, ink)
+    velocities = shown.values[:, 7:9].numpy()
+    speeds = np.hypot(velocities[:, 0], velocities[:, 1])
+    moving = (speeds >= MIN_ARROW_SPEED_M_S) & (speeds < MAX_SPEED_MPS)
+    tails, moves = shown.values[:, :2].numpy()[moving], velocities[moving]
+    _strokes(image, _arrows(view.to_pixels(tails), view.to_pixels(tails + moves)), False, VELOCITY)
+
+
+def _arrows(tails: NDArray[np.float64], tips: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shafts and heads (3 n, 2, 2) of n arrows in pixels; heads do not grow with the arrows."""
+    along = tips - tails
+    length = np.maximum(np.hypot(along[:, :1], along[:, 1:]), 1e-9)
+    back = along * np.minimum(0.5, _HEAD_PX / length) * math.sqrt(0.5)
+    across = back[:, ::-1] * (1, -1)
+    return np.concatenate(
+        [np.stack((start, tips), axis=1) for start in (tails, tips - back - across, tips - back + across)]
+    )
+
+
+def _strokes(image: Image, strokes: NDArray[np.float64], closed: bool, ink: RGB) -> None:
+    cv2.polylines(image, list(fixed_point(strokes)), closed, ink, 1, cv2.LINE_AA, SUBPIXEL_BITS)

@@ -145,6 +145,8 @@ def test_a_car_arrives_where_it_is_in_base_link(compressed: bool) -> None:
     assert 2 * math.atan2(turn.z, turn.w) == pytest.approx(yaw, abs=1e-5)
     np.testing.assert_allclose([box.scale.x, box.scale.y, box.scale.z], [4.6, 1.9, 1.7], atol=1e-5)
     arrow = next(marker for marker in array.markers if marker.ns == "velocities")
+    assert len(arrow.points) == 6  # the shaft and two strokes of the head, which end where it does
+    assert arrow.points[1] == arrow.points[3] == arrow.points[5]
     moved = [arrow.points[1].x - arrow.points[0].x, arrow.points[1].y - arrow.points[0].y]
     np.testing.assert_allclose(moved, [6.0, 3.0], atol=1e-4)
     assert result.perception.segmentation is not None

@@ -108,7 +108,7 @@ def test_standing_and_unknown_objects_have_no_arrow() -> None:
         values = BOX.clone()
         values[0, 7], values[0, 8] = vx, vy
         (found,) = conversions.detections(Boxes3D(values, torch.tensor([0]), torch.tensor([1.0])))
-        assert conversions.arrow(found) is None
+        assert conversions.arrow(found) == []
 
 
 @pytest.mark.parametrize("bev_to_ego", [IDENTITY, LIDAR], ids=["ego", "lidar"])
