@@ -92,8 +92,8 @@ class Vehicle:
         self.reader = NuScenesReader(self.config.data)
         self.frames = frames_of(self.reader, scene)
         self.predictor = StreamingPredictor(micro_model(self.config), data=self.config.data)
-        # However slow the machine is, no set is opened by another camera because the sweep seemed silent.
-        patient = {"sweep_trigger": True, "trigger_timeout_s": 60.0}
+        # However slow the machine is, neither the sweep nor a camera seems silent.
+        patient = {"sweep_trigger": True, "trigger_timeout_s": 60.0, "camera_timeout_s": 60.0}
         values = {**patient, "max_wait_s": 0.01, "score_threshold": 0.0, **settings}
         self.pipeline = Pipeline(
             self.predictor, tuple(self.config.data.cameras), replace(NodeSettings(), **values)
