@@ -1,0 +1,187 @@
+"""What a lost camera costs: NDS without each camera in turn, beside the share of objects only it sees."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from nuscenes.eval.common.config import config_factory
+from torch import Tensor, nn
+
+from bevperception.checkpoints.weights import config_inside, load_model, read_weights
+from bevperception.config_io import ConfigParser
+from bevperception.data.dataset import NuScenesDataset
+from bevperception.data.nuscenes import NuScenesReader
+from bevperception.errors import ConfigError
+from bevperception.evaluation.devices import launch
+from bevperception.evaluation.runner import SplitEvaluator
+from bevperception.geometry import MIN_DEPTH_M, box_corners, project_points
+from bevperception.structures import BEVMemory, Boxes3D, CameraFrames, ModelOutputs
+from bevperception.taxonomy import DETECTION_CLASSES
+
+ALLOWED_FALL = 0.02
+"""NDS that may be lost beyond the share of objects that only the lost camera sees."""
+
+
+@dataclass(frozen=True)
+class LostCamera:
+    """Result without one camera.
+
+    Attributes:
+        channel: the camera that was lost; None for all there.
+        nds: NuScenes detection score.
+        mean_ap: mAP.
+        only_share: share of the objects that no other camera sees.
+    """
+
+    channel: str | None
+    nds: float
+    mean_ap: float
+    only_share: float
+
+
+class WithoutCamera(nn.Module):
+    """A model to which one camera is missing in every frame, masked as a vehicle masks it.
+
+    Args:
+        model: a BEVFormer.
+        camera: its place among the cameras; None for none.
+    """
+
+    def __init__(self, model: nn.Module, camera: int | None) -> None:
+        super().__init__()
+        self.model, self.camera = model, camera
+
+    def forward(
+        self, frames: CameraFrames, memory: BEVMemory | None = None
+    ) -> tuple[ModelOutputs, BEVMemory]:
+        """The model's outputs and memory."""
+        if self.camera is not None:
+            mask = frames.camera_mask
+            mask = frames.images.new_ones(frames.images.shape[:2], dtype=torch.bool) if mask is None else mask
+            mask = mask.clone()
+            mask[:, self.camera] = False
+            frames = replace(frames, camera_mask=mask)
+        found: tuple[ModelOutputs, BEVMemory] = self.model(frames, memory)
+        return found
+
+    def decode(self, outputs: ModelOutputs) -> list[Boxes3D]:
+        """The model's boxes."""
+        model: Any = self.model
+        boxes: list[Boxes3D] = model.decode(outputs)
+        return boxes
+
+
+def seen_by(boxes: Tensor, bev_to_image: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Which cameras see some corner or the centre of a box.
+
+    Args:
+        boxes: (n, 7 or more) BEV frame.
+        bev_to_image: (N, 4, 4).
+        image_size: (height, width) in pixels.
+
+    Returns:
+        (n, N) bool.
+    """
+    points = torch.cat((box_corners(boxes), boxes[:, None, :3]), dim=1)  # n 9 3
+    pixels, depth = project_points(points.flatten(0, 1).to(bev_to_image), bev_to_image)
+    size = pixels.new_tensor([image_size[1], image_size[0]])
+    inside = ((pixels > 0) & (pixels < size)).all(-1) & (depth > MIN_DEPTH_M)
+    seen: Tensor = inside.unflatten(1, points.shape[:2]).any(-1).T
+    return seen
+
+
+def only_shares(dataset: NuScenesDataset, cameras: int) -> list[float]:
+    """For every camera, the share of a split's objects that no other camera sees.
+
+    Counted are objects of the detection classes within the devkit's range for their class.
+
+    Args:
+        dataset: samples with boxes.
+        cameras: number of cameras.
+    """
+    ranges = config_factory("detection_cvpr_2019").class_range
+    reach = torch.tensor([float(ranges[name]) for name in DETECTION_CLASSES])
+    only, total = torch.zeros(cameras), 0
+    for index in range(len(dataset)):
+        sample = dataset.load(index)
+        assert sample.targets is not None
+        boxes = sample.targets.boxes[0]
+        near = boxes.values[:, :2].norm(dim=-1) < reach[boxes.labels]
+        frames = sample.frames
+        height, width = frames.images.shape[-2:]
+        seen = seen_by(boxes.values[near].float(), frames.bev_to_image[0].float(), (height, width))
+        only += seen[seen.sum(1) == 1].sum(0)
+        total += int(near.sum())
+    return (only / max(total, 1)).tolist()
+
+
+def measure(evaluator: SplitEvaluator, model: nn.Module, device: torch.device, out: Path) -> list[LostCamera]:
+    """Evaluate with all cameras and without each.
+
+    Args:
+        evaluator: of the split.
+        model: a BEVFormer.
+        device: where it runs.
+        out: folder for the submissions and metrics, one below it for every row.
+
+    Raises:
+        ConfigError: the model has no detection head, or only one camera.
+    """
+    channels: list[str | None] = [None, *evaluator.config.data.cameras]
+    if len(channels) < 3 or not evaluator.config.model.detection.enabled:
+        raise ConfigError("losing a camera is measured on a detection model with two cameras or more")
+    shares = [0.0, *only_shares(evaluator.dataset, len(channels) - 1)]
+    found = []
+    for place, (channel, share) in enumerate(zip(channels, shares, strict=True)):
+        with contextlib.redirect_stdout(io.StringIO()):
+            lame = WithoutCamera(model, place - 1 if channel else None)
+            result = evaluator(lame, device, out / (channel or "all"))
+        assert result.detection is not None
+        overall = result.detection.overall
+        found.append(LostCamera(channel, overall.NDS, overall.mAP, share))
+        print(format_row(found[-1], found[0]), flush=True)
+    return found
+
+
+def format_row(row: LostCamera, whole: LostCamera) -> str:
+    """A row of the table."""
+    line = f"{row.channel or 'none':<18}{row.nds:>8.4f}{row.mean_ap:>8.4f}"
+    if row.channel is None:
+        return line
+    fall = whole.nds - row.nds
+    verdict = "within" if fall <= row.only_share + ALLOWED_FALL else "more than"
+    return f"{line}{fall:>10.4f}{row.only_share:>12.4f}   {verdict} share + {ALLOWED_FALL}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program ``tools/benchmark.py cameras``.
+
+    Args:
+        argv: arguments after ``cameras``; None takes the program's own.
+
+    Raises:
+        BevError: a setting, the weights or the data set do not suffice.
+    """
+    parser = ConfigParser(
+        "NDS without each camera in turn, and the share of objects that only it sees.",
+        "tools/benchmark.py cameras",
+        usage="--weights PATH --out FOLDER",
+    )
+    parser.add_argument("--weights", type=str, required=True, metavar="PATH", help="weights")
+    parser.add_argument("--split", type=str, metavar="NAME", help="split; default: data.val_split")
+    parser.add_argument("--out", type=str, required=True, metavar="FOLDER", help="for results and metrics")
+    config, options = parser.parse_experiment(argv, fallback=config_inside, fallback_options=("weights",))
+    if config.training.devices * config.training.nodes > 1:
+        raise ConfigError("this benchmark runs in one process: training.devices and nodes must be 1")
+    device = launch(config.training)
+    model = load_model(read_weights(options.weights), config)
+    evaluator = SplitEvaluator(config, NuScenesReader(config.data), options.split or config.data.val_split)
+    print(f"{'lost camera':<18}{'NDS':>8}{'mAP':>8}{'fall':>10}{'seen by it':>12}")
+    measure(evaluator, model, device, Path(options.out))
+    return 0
