@@ -64,9 +64,12 @@ class BEVConfig:
         pillar_points: points a pillar is lifted to in spatial cross-attention.
         spatial_points: sampling points per head and level there, a multiple of pillar_points.
         temporal_points: sampling points per head in temporal self-attention.
-        first_reach_cells: how far the outermost sampling points look before training, in cells of what they
-            look at; the innermost look at their place itself. None for the published start, where point p
-            looks p + 1 cells out: right for the published sizes, far off the mark on coarse grids.
+        first_reach_cells: how far the outermost sampling points of spatial attention look before training, in
+            cells of the image features; the innermost look at their place itself. None for the published
+            start, where point p looks p + 1 cells out: right for the published sizes, far off the mark on
+            small images.
+        first_temporal_reach_cells: the same for temporal attention, in cells of the BEV; as far as what moves
+            comes from one frame to the next.
         feedforward_channels: width of the feed-forward layers, here and in the decoder.
         dropout: drop-out in the encoder's and the decoder's attention and feed-forward layers.
         alignment: how earlier BEV features are brought into the current frame: 'warp' samples them
@@ -93,6 +96,7 @@ class BEVConfig:
     spatial_points: int = 8
     temporal_points: int = 4
     first_reach_cells: float | None = None
+    first_temporal_reach_cells: float | None = None
     feedforward_channels: int = 256
     dropout: float = 0.0
     alignment: Literal["warp", "published"] = "warp"
@@ -234,7 +238,7 @@ class DetectionConfig:
         layers: decoder layers.
         heads: attention heads.
         points: sampling points per head in the decoder's cross-attention.
-        first_reach_cells: as bev.first_reach_cells, for the decoder.
+        first_reach_cells: as bev.first_reach_cells, for the decoder, in cells of the BEV.
         hidden_layers: hidden layers of the classification and regression branches.
         yaw_convention: 'standard' regresses the yaw of the BEV frame; 'mmdet3d_0.17' the published
             checkpoints' (-yaw - pi/2).

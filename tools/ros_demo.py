@@ -25,7 +25,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--weights", required=True, help="weights.safetensors or a run's folder")
+    parser.add_argument(
+        "--weights", required=True, help="weights.safetensors, a run's folder or the name of shipped weights"
+    )
     parser.add_argument("--data-root", required=True, help="nuScenes-format data")
     parser.add_argument("--version", required=True, help="of its tables")
     parser.add_argument("--scene", help="name of the scene; default: the last one")
@@ -77,9 +79,10 @@ def play(options: argparse.Namespace, out: Path, rate: float) -> dict[str, Any]:
         what the replay says it sent.
     """
     from bevperception.bags.processes import NODE, background, environment, node_command, tool_command
+    from bevperception.checkpoints.weights import absolute_weights
 
     parameters = {
-        "weights": Path(options.weights).resolve(),
+        "weights": absolute_weights(options.weights),
         "calibration_file": out / "bag" / "calibration.yaml",
         "sweep_trigger": True,
         "score_threshold": 0.0,

@@ -26,7 +26,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--bag", required=True, help="scene bag with compressed images")
-    parser.add_argument("--weights", required=True, help="weights.safetensors or a run's folder")
+    parser.add_argument(
+        "--weights", required=True, help="weights.safetensors, a run's folder or the name of shipped weights"
+    )
     parser.add_argument("--minutes", type=float, default=15.0, help="how long (%(default)s)")
     parser.add_argument(
         "--rate", type=float, default=2.5, help="2.5 plays 2 Hz key frames at 5 Hz (%(default)s)"
@@ -73,9 +75,10 @@ def growth_mb(samples: list[tuple[float, float]]) -> float:
 def run(options: argparse.Namespace, out: Path) -> list[tuple[float, float]]:
     """Node, recorder of diagnostics, a listener of results, replay."""
     from bevperception.bags.processes import NODE, background, environment, node_command, tool_command
+    from bevperception.checkpoints.weights import absolute_weights
 
     parameters = {
-        "weights": Path(options.weights).resolve(),
+        "weights": absolute_weights(options.weights),
         "calibration_file": Path(options.bag).resolve() / "calibration.yaml",
         "sweep_trigger": True,
         "precision": options.precision,

@@ -119,6 +119,12 @@ def shipped_weights() -> list[str]:
     return sorted(p.parent.name for p in SHIPPED_FOLDER.glob(f"*/{WEIGHTS_NAME}"))
 
 
+def absolute_weights(path: str) -> str:
+    """Weights as a process that runs in another folder finds them: the name of shipped ones stays a name."""
+    shipped = path in shipped_weights() and not Path(path).exists()
+    return path if shipped else str(Path(path).expanduser().resolve())
+
+
 def read_weights(path: str | Path) -> Weights:
     """Read weights.
 

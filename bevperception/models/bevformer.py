@@ -318,7 +318,7 @@ def build_bev_transformer(config: ModelConfig) -> BEVTransformer:
         for _ in range(bev.layers)
     ]
     for layer in layers:
-        layer.temporal_attention.start_within(bev.first_reach_cells)
+        layer.temporal_attention.start_within(bev.first_temporal_reach_cells)
         layer.spatial_attention.start_within(bev.first_reach_cells, bev.pillar_points)
     return BEVTransformer(
         BEVEncoder(layers, bev.rows, bev.columns, _range_m(config), bev.pillar_points),
