@@ -195,3 +195,12 @@ def test_a_backbone_variant_that_does_not_exist_is_a_config_error(tmp_path: Path
 def test_the_commit_is_a_hash_or_unknown() -> None:
     commit = code_commit()
     assert commit is None or len(commit) in (40, 64)
+
+
+def test_weights_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = weights.shipped_weights()[0]
+    monkeypatch.chdir(tmp_path)
+    assert weights.absolute_weights(name) == name
+    assert weights.absolute_weights("out/run") == str(tmp_path / "out" / "run")
+    (tmp_path / name).mkdir()  # a folder of that name goes first, as in read_weights
+    assert weights.absolute_weights(name) == str(tmp_path / name)

@@ -259,3 +259,16 @@ def test_autocast_keeps_centres_to_centimetres() -> None:
     # What is left comes from bfloat16 inside the layers, not from rounding centres to its 0.25 m steps.
     assert (codes - exact)[..., [0, 1, 4]].abs().mean() < 0.1
     assert not torch.equal(codes, codes.bfloat16().float())
+
+
+def test_each_attention_starts_within_its_own_reach() -> None:
+    config = tiny_config(first_reach_cells=1.5, first_temporal_reach_cells=3.0)
+    config.detection.first_reach_cells = 0.5
+    model = BEVFormer(config)
+    layer = model.bev_transformer.encoder.layers[0]
+    decoder = model.detection.decoder.layers[0]
+    attentions = (layer.spatial_attention, layer.temporal_attention, decoder.cross_attention)
+    reached = [attention.sampling_offsets.bias.abs().max().item() for attention in attentions]
+    assert reached == pytest.approx([1.5, 3.0, 0.5])
+    published = BEVFormer(tiny_config()).bev_transformer.encoder.layers[0].temporal_attention
+    assert published.sampling_offsets.bias.abs().max().item() == pytest.approx(published.points)

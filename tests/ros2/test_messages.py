@@ -20,6 +20,7 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from torch import nn
+from visualization_msgs.msg import Marker
 
 from bevperception.config import DataConfig, SegmentationConfig
 from bevperception.data.nuscenes import NuScenesReader
@@ -229,3 +230,13 @@ def test_the_real_key_frames_projection_through_messages_equals_the_devkits(real
             np.testing.assert_allclose(pixels[0], wanted, rtol=1e-4, atol=0.02)
             compared += 1
     assert compared > 20
+
+
+def test_lines_without_points_are_not_sent() -> None:
+    out = header(10**9, "base_link")
+    assert [marker.action for marker in messages.markers(out, []).markers] == [Marker.DELETEALL]
+    standing = conversions.Detection(
+        "car", 0.5, (1.0, 2.0, 0.5), (0.0, 0.0, 0.0, 1.0), (4.0, 2.0, 1.5), (0.0, 0.0)
+    )
+    names = [marker.ns for marker in over_the_wire(messages.markers(out, [standing])).markers]
+    assert names == ["", "boxes", "labels", "headings"]

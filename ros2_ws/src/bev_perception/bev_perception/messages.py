@@ -160,8 +160,8 @@ def markers(header: Header, found: Sequence[conversions.Detection]) -> MarkerArr
     some_label = Marker(header=header, ns="labels", type=Marker.TEXT_VIEW_FACING)
     some_label.scale.z = 0.8
     some_label.color = ColorRGBA(r=1.0, g=1.0, b=1.0, a=0.9)
-    fills, lines = _colours(0.55), _colours(0.95)
-    message = MarkerArray(markers=[Marker(header=header, action=Marker.DELETEALL), headings, velocities])
+    fills, inks = _colours(0.55), _colours(0.95)
+    message = MarkerArray(markers=[Marker(header=header, action=Marker.DELETEALL)])
     for index, one in enumerate(found):
         box, label = copy.copy(some_box), copy.copy(some_label)
         box.id = label.id = index
@@ -173,8 +173,9 @@ def markers(header: Header, found: Sequence[conversions.Detection]) -> MarkerArr
         label.text = f"{one.class_name} {one.score:.2f}"
         message.markers += [box, label]
         headings.points += [Point(x=x, y=y, z=z) for x, y, z in conversions.heading(one)]
-        headings.colors += [lines[one.class_name]] * 2
+        headings.colors += [inks[one.class_name]] * 2
         velocities.points += [Point(x=x, y=y, z=z) for x, y, z in conversions.arrow(one)]
+    message.markers += [lines for lines in (headings, velocities) if lines.points]  # RViz refuses empty ones
     return message
 
 
