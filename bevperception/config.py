@@ -322,6 +322,21 @@ class SegmentationConfig:
 
 
 @dataclass
+class CentreConfig:
+    """Centre head: dense supervision of the BEV features with centres and velocities, in training only.
+
+    Args:
+        enabled: whether there is one.
+        heat_weight: weight of the heat map's loss.
+        velocity_weight: weight of the velocity's loss.
+    """
+
+    enabled: bool = False
+    heat_weight: float = 1.0
+    velocity_weight: float = 1.0
+
+
+@dataclass
 class ModelConfig:
     """The whole model; its parts are described in their own groups."""
 
@@ -332,6 +347,7 @@ class ModelConfig:
     perspective: PerspectiveConfig = field(default_factory=PerspectiveConfig)
     detection: DetectionConfig = field(default_factory=DetectionConfig)
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    centres: CentreConfig = field(default_factory=CentreConfig)
 
     def __post_init__(self) -> None:
         if not (self.detection.enabled or self.segmentation.enabled):

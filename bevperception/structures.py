@@ -244,6 +244,19 @@ class PerspectiveOutputs(_Movable):
 
 
 @dataclass
+class CentreOutputs(_Movable):
+    """Dense predictions of the centre head, on the grid of the BEV features.
+
+    Attributes:
+        heat_logits: (B, classes, rows, columns) of a centre in the cell.
+        velocity: (B, 2, rows, columns) vx, vy in m/s, BEV frame.
+    """
+
+    heat_logits: Tensor
+    velocity: Tensor
+
+
+@dataclass
 class ModelOutputs(_Movable):
     """One frame's outputs.
 
@@ -252,12 +265,14 @@ class ModelOutputs(_Movable):
         detection: raw detections, or None without a detection head.
         segmentation_logits: (B, classes, rows, columns) on the segmentation head's own grid, or None.
         perspective: raw predictions in the images, where the model has made any.
+        centres: dense predictions on the BEV grid, in training with a centre head.
     """
 
     bev: Tensor
     detection: DetectionOutputs | None
     segmentation_logits: Tensor | None
     perspective: PerspectiveOutputs | None = None
+    centres: CentreOutputs | None = None
 
 
 @dataclass

@@ -17,6 +17,7 @@ from bevperception.models.bev.fusion import TemporalFusion, choose_frames, fuse_
 from bevperception.models.bev.grid import LearnedPositionalEncoding
 from bevperception.models.bev.transformer import BEVTransformer
 from bevperception.models.heads.box_code import BoxCodec
+from bevperception.models.heads.centres import CentreHead, CentreLoss, centre_targets
 from bevperception.models.heads.decoder import DecoderLayer, DetectionDecoder
 from bevperception.models.heads.detection import DetectionHead, decode_detections
 from bevperception.models.heads.perspective.stage import build_perspective
@@ -66,6 +67,7 @@ class BEVFormer(nn.Module):
         self.fusion = build_fusion(config)
         self.perspective = build_perspective(config)
         self.hybrid = build_hybrid(config)
+        self.centres = build_centre_head(config)
         self.codec = BoxCodec(config.detection.yaw_convention)
         if config.perspective.alone:
             for name, parameter in self.named_parameters():
@@ -97,7 +99,8 @@ class BEVFormer(nn.Module):
         if self.detection is not None:
             detection = self.detection(bev, self.propose(perspective))
         segmentation = None if self.segmentation is None else self.segmentation(bev)
-        outputs = ModelOutputs(bev, detection, segmentation, perspective)
+        centres = self.centres(bev) if self.centres is not None and self.training else None
+        outputs = ModelOutputs(bev, detection, segmentation, perspective, centres)
         return outputs, self.remember(alone, frames, memory)
 
     def see(self, frames: CameraFrames) -> ModelOutputs:
@@ -265,6 +268,13 @@ class BEVFormer(nn.Module):
                 outputs.segmentation_logits, targets.segmentation, targets.segmentation_present, reduce_mean
             )
             losses |= {f"segmentation.{name}": value for name, value in found.items()}
+        if outputs.centres is not None:
+            wanted = centre_targets(targets.boxes, self.grid, outputs.centres.heat_logits.shape[1])
+            settings = self.config.centres
+            found = CentreLoss(settings.heat_weight, settings.velocity_weight)(
+                outputs.centres, wanted, reduce_mean
+            )
+            losses |= {f"centres.{name}": value for name, value in found.items()}
         return losses
 
     def decode(self, outputs: ModelOutputs) -> list[Boxes3D]:
@@ -382,6 +392,11 @@ def build_segmentation_head(config: ModelConfig) -> SegmentationHead:
     return SegmentationHead(
         config.bev.channels, head.channels, head.blocks, len(head.classes), config.bev.grid, head.grid
     )
+
+
+def build_centre_head(config: ModelConfig) -> CentreHead | None:
+    """Dense supervision of the BEV features; None without."""
+    return CentreHead(config.bev.channels, len(DETECTION_CLASSES)) if config.centres.enabled else None
 
 
 def build_detection_loss(config: DetectionConfig) -> DetectionLoss:

@@ -1,0 +1,151 @@
+"""Centre head: dense supervision of the BEV features, in training only.
+
+What every cell of the BEV should know of the objects is asked of it directly: a heat map of centres per class
+(Yin et al., CVPR 2021, section 4, after Zhou et al., 2019) and, around the centres, the velocity. A query that
+is matched to an object reaches a few cells with a gradient, this head all of them; the velocity above all
+comes from comparing two BEVs, which is the encoder's work and not the decoder's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bevperception.geometry import BEVGrid
+from bevperception.structures import Boxes3D, CentreOutputs
+
+PRIOR_PROBABILITY = 0.02
+"""What every cell scores for every class before training."""
+LEAST_WEIGHT = 0.1
+"""Cells where the nearest object's bell is lower are asked for no velocity."""
+
+
+class CentreHead(nn.Module):
+    """One 3x3 convolution, then a classifier and a velocity per cell.
+
+    Args:
+        channels: width of the BEV features.
+        classes: classes of objects.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels, channels, 3, padding=1)
+        self.heat = nn.Conv2d(channels, classes, 1)
+        self.velocity = nn.Conv2d(channels, 2, 1)
+        assert self.heat.bias is not None
+        nn.init.constant_(self.heat.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+
+    def forward(self, bev: Tensor) -> CentreOutputs:
+        """Predict from BEV features (B, channels, rows, columns)."""
+        features = torch.relu(self.stem(bev))
+        return CentreOutputs(self.heat(features), self.velocity(features))
+
+
+@dataclass(frozen=True)
+class CentreTargets:
+    """What a centre head should predict.
+
+    Attributes:
+        heat: (B, classes, rows, columns) in 0 to 1; exactly 1 in the cell of every centre.
+        velocity: (B, 2, rows, columns) vx, vy in m/s, BEV frame, of the nearest object; 0 where there is none.
+        weight: (B, rows, columns) of the velocity's loss, 0 away from objects with a known velocity.
+        objects: centres in all.
+    """
+
+    heat: Tensor
+    velocity: Tensor
+    weight: Tensor
+    objects: int
+
+
+@torch.no_grad()
+def centre_targets(boxes: Sequence[Boxes3D], grid: BEVGrid, classes: int) -> CentreTargets:
+    """Draw ground truth as bells around the centres.
+
+    A bell's deviation is a third of the box's side (the square root of its area), or of a cell's where that is
+    longer. Boxes outside the grid are left out.
+
+    Args:
+        boxes: of B samples, BEV frame, velocity possibly NaN.
+        grid: of the BEV features.
+        classes: number of classes.
+    """
+    drawn = [_draw(sample, grid, classes) for sample in boxes]
+    heat, velocity, weight = (torch.stack([sample[i] for sample in drawn]) for i in range(3))
+    return CentreTargets(heat, velocity, weight, int((heat == 1).sum()))
+
+
+def _draw(boxes: Boxes3D, grid: BEVGrid, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One sample's heat, velocity and weight."""
+    values, labels = boxes.values, boxes.labels
+    inside = grid.contains(values)
+    values, labels = values[inside], labels[inside]
+    rows, columns = grid.rows, grid.columns
+    heat = values.new_zeros(classes, rows * columns)
+    if not len(values):
+        zeros = values.new_zeros(3, rows, columns)
+        return heat.unflatten(1, (rows, columns)), zeros[:2], zeros[2]
+    cells = grid.to_cells(values).round()
+    column, row = cells[:, 0].clamp(0, columns - 1), cells[:, 1].clamp(0, rows - 1)
+    points = grid.cell_centres(values.dtype).to(values.device).flatten(0, 1)
+    nearest = (row * columns + column).long()
+    away_m2 = (points[None] - points[nearest][:, None]).square().sum(-1)
+    side_m = (values[:, 3] * values[:, 4]).sqrt().clamp_min(max(grid.cell_x_m, grid.cell_y_m))
+    bells = torch.exp(-0.5 * away_m2 / (side_m[:, None] / 3).square())
+    heat.scatter_reduce_(0, labels[:, None].expand_as(bells), bells, "amax")
+    weight, owner = bells.max(0)
+    velocity = values[owner, 7:9]
+    known = velocity.isfinite().all(-1) & (weight >= LEAST_WEIGHT)
+    velocity = torch.where(known[:, None], velocity, 0.0)
+    shape = (rows, columns)
+    return (
+        heat.unflatten(1, shape),
+        velocity.T.unflatten(1, shape),
+        torch.where(known, weight, 0.0).unflatten(0, shape),
+    )
+
+
+@dataclass(frozen=True)
+class CentreLoss:
+    """Penalty-reduced focal loss of the heat (Law and Deng, ECCV 2018, equation 1) and L1 of the velocity.
+
+    Attributes:
+        heat_weight, velocity_weight: of the two.
+        alpha: focusing exponent.
+        beta: how much less cells near a centre count as negatives.
+    """
+
+    heat_weight: float
+    velocity_weight: float
+    alpha: float = 2.0
+    beta: float = 4.0
+
+    def __call__(
+        self, outputs: CentreOutputs, targets: CentreTargets, reduce_mean: Callable[[Tensor], Tensor]
+    ) -> dict[str, Tensor]:
+        """Weighted losses ``heat`` (per object) and ``velocity`` (m/s, weighted mean over cells).
+
+        Args:
+            outputs: of :class:`CentreHead`.
+            targets: of the same samples.
+            reduce_mean: mean of a scalar tensor over processes.
+        """
+        wide = torch.promote_types(outputs.heat_logits.dtype, torch.float32)
+        logits, wanted = outputs.heat_logits.to(wide), targets.heat.to(wide)
+        p = logits.sigmoid()
+        found = (1 - p) ** self.alpha * functional.softplus(-logits)
+        false = (1 - wanted) ** self.beta * p**self.alpha * functional.softplus(logits)
+        heat = torch.where(wanted == 1, found, false).sum()
+        objects = reduce_mean(logits.new_tensor(float(targets.objects))).clamp_min(1.0)
+        off = (outputs.velocity.to(wide) - targets.velocity).abs().sum(1)
+        weights = reduce_mean(targets.weight.sum()).clamp_min(1.0)
+        return {
+            "heat": self.heat_weight * heat / objects,
+            "velocity": self.velocity_weight * (off * targets.weight).sum() / weights,
+        }
