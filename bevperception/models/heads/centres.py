@@ -1,9 +1,9 @@
 """Centre head: dense supervision of the BEV features, in training only.
 
-What every cell of the BEV should know of the objects is asked of it directly: a heat map of centres per class
-(Yin et al., CVPR 2021, section 4, after Zhou et al., 2019) and, around the centres, the velocity. A query that
-is matched to an object reaches a few cells with a gradient, this head all of them; the velocity above all
-comes from comparing two BEVs, which is the encoder's work and not the decoder's.
+What every cell of the BEV should know of the objects is asked of it directly: a heat map of centres per
+class (Yin et al., CVPR 2021, section 4, after Zhou et al., 2019) and, around the centres, the velocity. A
+query that is matched to an object reaches a few cells with a gradient, this head all of them; the velocity
+above all comes from comparing two BEVs, which is the encoder's work and not the decoder's.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class CentreTargets:
 
     Attributes:
         heat: (B, classes, rows, columns) in 0 to 1; exactly 1 in the cell of every centre.
-        velocity: (B, 2, rows, columns) vx, vy in m/s, BEV frame, of the nearest object; 0 where there is none.
+        velocity: (B, 2, rows, columns) vx, vy in m/s, BEV frame, of the nearest object, or 0.
         weight: (B, rows, columns) of the velocity's loss, 0 away from objects with a known velocity.
         objects: centres in all.
     """
@@ -68,8 +68,8 @@ class CentreTargets:
 def centre_targets(boxes: Sequence[Boxes3D], grid: BEVGrid, classes: int) -> CentreTargets:
     """Draw ground truth as bells around the centres.
 
-    A bell's deviation is a third of the box's side (the square root of its area), or of a cell's where that is
-    longer. Boxes outside the grid are left out.
+    A bell's deviation is a third of the box's side (the square root of its area), or of a cell's where that
+    is longer. Boxes outside the grid are left out.
 
     Args:
         boxes: of B samples, BEV frame, velocity possibly NaN.
