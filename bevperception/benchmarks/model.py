@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from bevperception.can_bus import CAN_BUS_SIZE
-from bevperception.config import ExperimentConfig, ModelConfig
+from bevperception.config import ExperimentConfig
 from bevperception.config_io import ConfigParser
+from bevperception.config_model import ModelConfig
 from bevperception.data.dataset import NuScenesDataset
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import BevError, ConfigError

@@ -12,7 +12,8 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bevperception.config import AugmentationConfig, DataConfig, ExperimentConfig, SegmentationConfig
+from bevperception.config import AugmentationConfig, DataConfig, ExperimentConfig
+from bevperception.config_model import SegmentationConfig
 from bevperception.data.can_bus import CanBusReader
 from bevperception.data.grid_mask import random_grid_mask
 from bevperception.data.image_input import ImageInput

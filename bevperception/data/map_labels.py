@@ -16,7 +16,7 @@ from nuscenes.map_expansion.map_api import NuScenesMap
 from shapely.geometry import LineString, Polygon
 from torch import Tensor
 
-from bevperception.config import SegmentationConfig
+from bevperception.config_model import SegmentationConfig
 from bevperception.data.rasterise import Edges, box_edges, polygon_edges, rasterise
 from bevperception.errors import DataError
 from bevperception.geometry import BEVGrid

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bevperception.config import ExperimentConfig, SegmentationConfig
+from bevperception.config import ExperimentConfig
+from bevperception.config_model import SegmentationConfig
 from bevperception.data.dataset import build_dataset
 from bevperception.data.nuscenes import NuScenesReader, SceneRecord
 from bevperception.errors import ConfigError

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bevperception.config import DetectionConfig, ModelConfig, SegmentationConfig
+from bevperception.config_model import DetectionConfig, ModelConfig, SegmentationConfig
 from bevperception.models.backbones import build_backbone
 from bevperception.models.bev.encoder import BEVEncoder, BEVEncoderLayer
 from bevperception.models.bev.fusion import TemporalFusion, choose_frames, fuse_memory, push
@@ -45,7 +45,7 @@ class BEVFormer(nn.Module):
     """BEVFormer with a detection head, a segmentation head or both.
 
     Args:
-        config: see :class:`bevperception.config.ModelConfig`.
+        config: see :class:`bevperception.config_model.ModelConfig`.
 
     Raises:
         ConfigError: if the configuration names an unknown part.

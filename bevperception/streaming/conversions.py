@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bevperception.config import SegmentationConfig
+from bevperception.config_model import SegmentationConfig
 from bevperception.geometry import BEVGrid, box_corners, transform_boxes, yaw_of
 from bevperception.inference import Perception
 from bevperception.structures import Boxes3D

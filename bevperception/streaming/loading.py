@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from bevperception.checkpoints.weights import load_model, read_weights
-from bevperception.config import SegmentationConfig
 from bevperception.config_io import config_from_dict, load_config
+from bevperception.config_model import SegmentationConfig
 from bevperception.errors import ConfigError
 from bevperception.inference import ResetRules, StreamingPredictor
 from bevperception.streaming.settings import NodeSettings

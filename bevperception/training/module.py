@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bevperception.checkpoints.weights import CONFIG_KEY
-from bevperception.config import ExperimentConfig, TemporalConfig
+from bevperception.config import ExperimentConfig
 from bevperception.config_io import config_to_dict
+from bevperception.config_model import TemporalConfig
 from bevperception.data.image_input import ImageInput
 from bevperception.distributed import gather_objects, mean_over_processes, rank
 from bevperception.errors import NonFiniteLossError

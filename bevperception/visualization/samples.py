@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bevperception.config import SegmentationConfig
+from bevperception.config_model import SegmentationConfig
 from bevperception.data.images import read_image
 from bevperception.data.map_labels import SegmentationLabels
 from bevperception.data.nuscenes import CameraRecord, NuScenesReader, SampleRecord, projection_matrix

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from bevperception.checkpoints import backbone as backbone_file
 from bevperception.checkpoints.backbone import load_backbone
-from bevperception.config import BackboneConfig
+from bevperception.config_model import BackboneConfig
 from bevperception.errors import CheckpointError
 from bevperception.models.backbones import build_backbone
 

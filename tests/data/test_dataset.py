@@ -13,14 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bevperception.config import (
-    AugmentationConfig,
-    BEVConfig,
-    DataConfig,
-    ExperimentConfig,
-    ModelConfig,
-    SegmentationConfig,
-)
+from bevperception.config import AugmentationConfig, DataConfig, ExperimentConfig
+from bevperception.config_model import BEVConfig, ModelConfig, SegmentationConfig
 from bevperception.data.dataset import (
     NuScenesDataset,
     SkippedBatch,

@@ -17,7 +17,7 @@ from shapely.geometry import LineString, Point, Polygon
 from shapely.ops import unary_union
 from torch import Tensor
 
-from bevperception.config import SegmentationConfig
+from bevperception.config_model import SegmentationConfig
 from bevperception.data.map_labels import SegmentationLabels, expansion_path, load_map, vehicle_footprints
 from bevperception.data.rasterise import polygon_edges, rasterise
 from bevperception.data.transforms import BEVDraw

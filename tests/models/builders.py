@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from bevperception.config import (
+from bevperception.config_model import (
     BackboneConfig,
     BEVConfig,
     DetectionConfig,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bevperception.config import DetectionConfig, ModelConfig, SegmentationConfig
+from bevperception.config_model import DetectionConfig, ModelConfig, SegmentationConfig
 from bevperception.errors import ConfigError
 from bevperception.models.bevformer import BEVFormer
 from bevperception.structures import Boxes3D, CameraFrames, ModelOutputs, Targets

@@ -7,12 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bevperception.config import (
-    DetectionConfig,
-    ModelConfig,
-    PerspectiveConfig,
-    TemporalConfig,
-)
+from bevperception.config_model import DetectionConfig, ModelConfig, PerspectiveConfig, TemporalConfig
 from bevperception.errors import ConfigError
 from bevperception.models.bevformer import BEVFormer
 from bevperception.models.heads.decoder import DecoderLayer

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bevperception.config import CentreConfig
+from bevperception.config_model import CentreConfig
 from bevperception.geometry import BEVGrid
 from bevperception.models.heads.centres import CentreHead, CentreLoss, CentreTargets, centre_targets
 from bevperception.structures import Boxes3D, CentreOutputs, Targets

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bevperception.config import ModelConfig, TemporalConfig
+from bevperception.config_model import ModelConfig, TemporalConfig
 from bevperception.errors import ConfigError
 from bevperception.geometry import BEVGrid, planar_pose
 from bevperception.models.bev.fusion import TemporalFusion, choose_frames, fuse_memory, push

@@ -22,7 +22,8 @@ from std_msgs.msg import Header
 from torch import nn
 from visualization_msgs.msg import Marker
 
-from bevperception.config import DataConfig, SegmentationConfig
+from bevperception.config import DataConfig
+from bevperception.config_model import SegmentationConfig
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.geometry import invert_rigid, project_points, transform_boxes
 from bevperception.inference import StreamingPredictor

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pyquaternion import Quaternion
 
-from bevperception.config import SegmentationConfig
+from bevperception.config_model import SegmentationConfig
 from bevperception.geometry import BEVGrid, invert_rigid, transform_boxes
 from bevperception.inference import Perception
 from bevperception.streaming import conversions

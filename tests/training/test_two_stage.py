@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bevperception.config import ExperimentConfig, ModelConfig, PerspectiveConfig, TrainingConfig
+from bevperception.config import ExperimentConfig, TrainingConfig
+from bevperception.config_model import ModelConfig, PerspectiveConfig
 from bevperception.errors import ConfigError
 from bevperception.structures import BEVMemory, CameraFrames, ModelOutputs
 from bevperception.training.run import train

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from bevperception.checkpoints.weights import Card, save_weights
-from bevperception.config import DataConfig, SegmentationConfig
+from bevperception.config import DataConfig
 from bevperception.config_io import config_to_dict, load_config
+from bevperception.config_model import SegmentationConfig
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import BevError, ConfigError, DataError
 from bevperception.evaluation.submission import submission_boxes, write_submission

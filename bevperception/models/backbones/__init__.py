@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bevperception.config import BackboneConfig
+from bevperception.config_model import BackboneConfig
 from bevperception.errors import ConfigError
 from bevperception.models.backbones import internimage, resnet
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bevperception.config import BackboneConfig
+from bevperception.config_model import BackboneConfig
 from bevperception.errors import ConfigError
 from bevperception.models.backbones import build_backbone, internimage
 from bevperception.models.backbones.internimage import Block, DCNv3, InternImage, InternImageSpec

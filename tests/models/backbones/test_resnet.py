@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bevperception.config import BackboneConfig
+from bevperception.config_model import BackboneConfig
 from bevperception.models.backbones import build_backbone
 from bevperception.models.backbones.resnet import Bottleneck, ResNet, ResNetSpec
 

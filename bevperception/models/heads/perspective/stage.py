@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from bevperception.config import ModelConfig, PerspectiveConfig
+from bevperception.config_model import ModelConfig, PerspectiveConfig
 from bevperception.models.heads.perspective.camera import pinholes
 from bevperception.models.heads.perspective.codec import CANONICAL_SIZES_M, PerspectiveCodec, flatten
 from bevperception.models.heads.perspective.loss import PerspectiveLoss, ReduceMean

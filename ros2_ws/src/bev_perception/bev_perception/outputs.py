@@ -14,7 +14,7 @@ from std_msgs.msg import Header
 from visualization_msgs.msg import MarkerArray
 
 from bev_perception import messages
-from bevperception.config import SegmentationConfig
+from bevperception.config_model import SegmentationConfig
 from bevperception.inference import Perception
 from bevperception.streaming import conversions
 from bevperception.streaming.settings import NodeSettings

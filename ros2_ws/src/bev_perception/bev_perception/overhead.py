@@ -26,7 +26,8 @@ from torch import nn
 
 from bev_perception import messages
 from bevperception.bags.files import open_reader
-from bevperception.config import DataConfig, SegmentationConfig
+from bevperception.config import DataConfig
+from bevperception.config_model import SegmentationConfig
 from bevperception.errors import run_program
 from bevperception.inference import StreamingPredictor
 from bevperception.streaming import conversions

@@ -1,0 +1,393 @@
+"""Settings of the model's parts. Each has its default here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bevperception.errors import ConfigError
+from bevperception.geometry import BEVGrid
+from bevperception.taxonomy import DETECTION_CLASSES, SEGMENTATION_CLASSES
+
+
+@dataclass
+class BackboneConfig:
+    """Image backbone.
+
+    Args:
+        variant: internimage_{micro,t,s,b,l,xl,h,g} or resnet{50,101}.
+        out_indices: stages (0 to 3; strides 4, 8, 16, 32) handed to the neck.
+        drop_path_rate: stochastic depth; None takes the variant's own.
+        checkpointing: recompute activations in backward to save memory.
+        frozen_stages: stages that do not train; -1 trains all, 0 freezes the stem, k the stem and
+            the first k stages.
+        weights: safetensors or .pth file with backbone weights to start from.
+    """
+
+    variant: str = "internimage_micro"
+    out_indices: tuple[int, ...] = (1, 2, 3)
+    drop_path_rate: float | None = None
+    checkpointing: bool = False
+    frozen_stages: int = -1
+    weights: str | None = None
+
+
+@dataclass
+class NeckConfig:
+    """Feature pyramid over the backbone's stages.
+
+    Args:
+        levels: number of levels handed to the BEV encoder; levels beyond the backbone's stages are
+            made by stride-2 convolutions.
+    """
+
+    levels: int = 3
+
+
+@dataclass
+class BEVConfig:
+    """The bird's-eye-view grid and its encoder.
+
+    Args:
+        channels: width of the BEV features and of the neck.
+        rows: cells along y.
+        columns: cells along x.
+        x_range_m: edges along x in metres, BEV frame.
+        y_range_m: edges along y in metres, BEV frame.
+        z_range_m: heights between which pillar points lie, metres, BEV frame.
+        layers: encoder layers; 0 is not allowed.
+        heads: attention heads.
+        pillar_points: points a pillar is lifted to in spatial cross-attention.
+        spatial_points: sampling points per head and level there, a multiple of pillar_points.
+        temporal_points: sampling points per head in temporal self-attention.
+        first_reach_cells: how far the outermost sampling points of spatial attention look before training, in
+            cells of the image features; the innermost look at their place itself. None for the published
+            start, where point p looks p + 1 cells out: right for the published sizes, far off the mark on
+            small images.
+        first_temporal_reach_cells: the same for temporal attention, in cells of the BEV; as far as what moves
+            comes from one frame to the next.
+        feedforward_channels: width of the feed-forward layers, here and in the decoder.
+        dropout: drop-out in the encoder's and the decoder's attention and feed-forward layers.
+        alignment: how earlier BEV features are brought into the current frame: 'warp' samples them
+            bilinearly with the full planar motion; 'published' turns them by the yaw difference
+            (nearest cell) and shifts reference points, as the published v1 checkpoints were trained.
+        rotate_center: (column, row) that 'published' turns about; the published models keep (100, 100).
+        can_bus: add an embedding of the 18-number CAN-bus vector to the BEV queries.
+        camera_embedding: number of cameras that have a learned embedding of their own (by position in
+            the batch); 0 for none, which makes the model independent of the cameras' order.
+        feature_levels: neck levels it looks at; None for all.
+        feature_levels_embedding: rows of the level embedding; None takes neck.levels (the published
+            models keep 4 rows even where one level is used).
+    """
+
+    channels: int = 128
+    rows: int = 100
+    columns: int = 100
+    x_range_m: tuple[float, float] = (-51.2, 51.2)
+    y_range_m: tuple[float, float] = (-51.2, 51.2)
+    z_range_m: tuple[float, float] = (-5.0, 3.0)
+    layers: int = 2
+    heads: int = 4
+    pillar_points: int = 4
+    spatial_points: int = 8
+    temporal_points: int = 4
+    first_reach_cells: float | None = None
+    first_temporal_reach_cells: float | None = None
+    feedforward_channels: int = 256
+    dropout: float = 0.0
+    alignment: Literal["warp", "published"] = "warp"
+    rotate_center: tuple[float, float] = (100.0, 100.0)
+    can_bus: bool = False
+    camera_embedding: int = 0
+    feature_levels: int | None = None
+    feature_levels_embedding: int | None = None
+
+    @property
+    def grid(self) -> BEVGrid:
+        """The grid of the BEV features."""
+        return BEVGrid(*self.x_range_m, *self.y_range_m, self.rows, self.columns)
+
+
+@dataclass
+class TemporalConfig:
+    """How other frames come in: BEVFormer v1's recurrence, or v2's fusion of several frames.
+
+    Args:
+        mode: 'recurrent' hands the BEV features of the frame before to temporal self-attention (v1);
+            'fusion' makes every frame's BEV features from that frame alone, keeps them, and warps and
+            fuses several (v2). The fields below are the fusion's.
+        past: past frames that are fused with the current one; 0 for a single-frame model.
+        future: later frames that are fused; for recorded drives only, a vehicle has none.
+        interval_s: 0 fuses the frames just before; otherwise the frames nearest to one, two, ...
+            intervals ago, in seconds.
+        inner_channels: width of the residual blocks; None takes bev.channels for every frame.
+        blocks: residual blocks.
+        norm: of the residual blocks, 'group' or 'batch' (published).
+        coverage: tell the fusion by a channel a frame which cells that frame's map covers.
+        missing: what stands for a frame that is not there: 'zeros', or the 'nearest' one (published).
+        residual: add the fusion's result to the current features, from nothing at first; False replaces
+            them (published).
+        history_frame: 'own' encodes every frame in its own BEV frame and warps; 'current' encodes a
+            training queue's history in the current BEV frame, as published. Streaming always warps.
+        history_gradients: train through the history too, with its activations recomputed in backward.
+        checkpointing: recompute the fusion's activations in backward to save memory.
+    """
+
+    mode: Literal["recurrent", "fusion"] = "recurrent"
+    past: int = 1
+    future: int = 0
+    interval_s: float = 0.0
+    inner_channels: int | None = None
+    blocks: int = 2
+    norm: Literal["group", "batch"] = "group"
+    coverage: bool = True
+    missing: Literal["zeros", "nearest"] = "zeros"
+    residual: bool = True
+    history_frame: Literal["own", "current"] = "own"
+    history_gradients: bool = False
+    checkpointing: bool = False
+
+    @property
+    def frames(self) -> int:
+        """Frames that are fused, the current one included."""
+        return self.past + 1 + self.future
+
+    def __post_init__(self) -> None:
+        for name in ("past", "future", "interval_s"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"temporal.{name} must not be negative, got {getattr(self, name)}")
+        if self.blocks < 1:
+            raise ConfigError(f"temporal.blocks must be at least 1, got {self.blocks}")
+
+
+@dataclass
+class PerspectiveConfig:
+    """Perspective head: dense 3D detection in every camera image (BEVFormer v2's first stage).
+
+    Args:
+        enabled: supervise the images directly; needed for model.detection.query_mode=hybrid.
+        alone: train and predict with it alone; the BEV part stands still.
+        weight: of its losses among all.
+        levels: neck levels it looks at; None for all.
+        convolutions: depth of its three towers, at least 1.
+        channels: width of the towers; None takes bev.channels.
+        norm: of the towers, a level's own: 'group', 'batch' (published) or 'none'.
+        classes: order of its classes, names of taxonomy.DETECTION_CLASSES.
+        mean_depth_m: first mean depth of every level's objects, at a focal length of 707 pixels.
+        std_depth_m: the deviations.
+        size_limits_px: between a level and the next coarser one; each level answers for objects whose
+            farthest side lies that far from a place.
+        radius: places this many strides around the centre of an object answer for it.
+        min_side_px: objects that are smaller in the image are no ground truth there.
+        min_visible: nor are those of whose rectangle a smaller share lies in the image.
+        max_depth_m: largest depth of ground truth and predictions.
+        score_threshold: lowest score of a proposal.
+        per_image: at most so many places of an image become candidates.
+        image_iou: overlap in the image above which the better of two proposals of a class stays.
+        merge_share: the same for centres nearer on the ground than this share of the length.
+        max_proposals: at most so many a sample.
+    """
+
+    enabled: bool = False
+    alone: bool = False
+    weight: float = 1.0
+    levels: int | None = None
+    convolutions: int = 2
+    channels: int | None = None
+    norm: Literal["group", "batch", "none"] = "group"
+    classes: tuple[str, ...] = DETECTION_CLASSES
+    mean_depth_m: tuple[float, ...] = (44.921, 20.252, 11.712, 7.166, 8.548)
+    std_depth_m: tuple[float, ...] = (24.331, 9.833, 6.223, 4.611, 8.275)
+    size_limits_px: tuple[float, ...] = (64.0, 128.0, 256.0, 512.0)
+    radius: float = 1.5
+    min_side_px: float = 4.0
+    min_visible: float = 0.2
+    max_depth_m: float = 80.0
+    score_threshold: float = 0.05
+    per_image: int = 100
+    image_iou: float = 0.6
+    merge_share: float = 0.5
+    max_proposals: int = 100
+
+    def __post_init__(self) -> None:
+        if sorted(self.classes) != sorted(DETECTION_CLASSES):
+            raise ConfigError(
+                f"perspective.classes must hold each of {', '.join(DETECTION_CLASSES)} once, "
+                f"got {', '.join(self.classes)}"
+            )
+        if self.convolutions < 1:
+            raise ConfigError(f"perspective.convolutions must be at least 1, got {self.convolutions}")
+        if self.alone and not self.enabled:
+            raise ConfigError("perspective.alone needs perspective.enabled")
+
+
+@dataclass
+class DetectionConfig:
+    """Detection decoder and head.
+
+    Args:
+        enabled: False for segmentation alone.
+        queries: learned object queries.
+        query_mode: 'learned' queries alone, or 'hybrid': proposals of the perspective head join them.
+        groups: groups of so many queries in training, each of which learns all objects (Group DETR);
+            inference uses the first.
+        layers: decoder layers.
+        heads: attention heads.
+        points: sampling points per head in the decoder's cross-attention.
+        first_reach_cells: as bev.first_reach_cells, for the decoder, in cells of the BEV.
+        hidden_layers: hidden layers of the classification and regression branches.
+        yaw_convention: 'standard' regresses the yaw of the BEV frame; 'mmdet3d_0.17' the published
+            checkpoints' (-yaw - pi/2).
+        score_range_m: (x_min, y_min, z_min, x_max, y_max, z_max) that decoded centres lie within.
+        max_boxes: at most so many boxes a frame are decoded.
+        class_loss_weight: weight of the focal classification loss.
+        box_loss_weight: weight of the L1 box loss.
+        class_cost_weight: weight of the focal classification cost in matching.
+        box_cost_weight: weight of the L1 box cost in matching.
+        unknown_velocity: what a ground-truth box with unknown velocity loses in the box loss: only the
+            'velocity', or the whole 'box' as in the published code.
+        box_loss: 'l1' as in the paper, or 'smooth_l1', for loss and matching cost.
+        focal_alpha: focal loss alpha.
+        focal_gamma: focal loss gamma.
+        code_weights: weight of each of the 10 box-code entries in the box loss.
+    """
+
+    enabled: bool = True
+    queries: int = 300
+    query_mode: Literal["learned", "hybrid"] = "learned"
+    groups: int = 1
+    layers: int = 3
+    heads: int = 4
+    points: int = 4
+    first_reach_cells: float | None = None
+    hidden_layers: int = 2
+    yaw_convention: Literal["standard", "mmdet3d_0.17"] = "standard"
+    score_range_m: tuple[float, float, float, float, float, float] = (
+        -61.2,
+        -61.2,
+        -10.0,
+        61.2,
+        61.2,
+        10.0,
+    )
+    max_boxes: int = 300
+    class_loss_weight: float = 2.0
+    box_loss_weight: float = 0.25
+    class_cost_weight: float = 2.0
+    box_cost_weight: float = 0.25
+    unknown_velocity: Literal["velocity", "box"] = "velocity"
+    box_loss: Literal["l1", "smooth_l1"] = "l1"
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    code_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
+
+
+@dataclass
+class SegmentationConfig:
+    """BEV segmentation head.
+
+    Args:
+        enabled: False for detection alone.
+        classes: layers to predict, names of taxonomy.SEGMENTATION_CLASSES.
+        range_m: the head's grid reaches this far to every side, metres, BEV frame.
+        cell_m: its cell size in metres.
+        channels: width of its convolutions.
+        blocks: residual blocks before the classifier.
+        focal_weight: weight of the focal loss.
+        dice_weight: weight of the dice loss.
+        focal_alpha: focal loss alpha; negative for no class balance.
+        focal_gamma: focal loss gamma.
+    """
+
+    enabled: bool = True
+    classes: tuple[str, ...] = SEGMENTATION_CLASSES
+    range_m: float = 50.0
+    cell_m: float = 0.5
+    channels: int = 64
+    blocks: int = 2
+    focal_weight: float = 10.0
+    dice_weight: float = 1.0
+    focal_alpha: float = -1.0
+    focal_gamma: float = 2.0
+
+    @property
+    def grid(self) -> BEVGrid:
+        """The grid of the segmentation maps."""
+        cells = round(2 * self.range_m / self.cell_m)
+        return BEVGrid(-self.range_m, self.range_m, -self.range_m, self.range_m, cells, cells)
+
+
+@dataclass
+class CentreConfig:
+    """Centre head: dense supervision of the BEV features with centres and velocities, in training only.
+
+    Args:
+        enabled: whether there is one.
+        heat_weight: weight of the heat map's loss.
+        velocity_weight: weight of the velocity's loss.
+    """
+
+    enabled: bool = False
+    heat_weight: float = 1.0
+    velocity_weight: float = 1.0
+
+
+@dataclass
+class ModelConfig:
+    """The whole model; its parts are described in their own groups."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    neck: NeckConfig = field(default_factory=NeckConfig)
+    bev: BEVConfig = field(default_factory=BEVConfig)
+    temporal: TemporalConfig = field(default_factory=TemporalConfig)
+    perspective: PerspectiveConfig = field(default_factory=PerspectiveConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    centres: CentreConfig = field(default_factory=CentreConfig)
+
+    def __post_init__(self) -> None:
+        if not (self.detection.enabled or self.segmentation.enabled):
+            raise ConfigError("detection.enabled and segmentation.enabled are both false: nothing to predict")
+        if self.bev.spatial_points % self.bev.pillar_points:
+            raise ConfigError(
+                f"bev.spatial_points ({self.bev.spatial_points}) must be a multiple of "
+                f"bev.pillar_points ({self.bev.pillar_points})"
+            )
+        self._check_perspective()
+        if self.temporal.mode == "fusion" and (self.bev.can_bus or self.bev.alignment == "published"):
+            raise ConfigError(
+                "temporal.mode=fusion goes without bev.can_bus and bev.alignment=published, which are v1's"
+            )
+        for name, heads in (("bev.heads", self.bev.heads), ("detection.heads", self.detection.heads)):
+            if self.bev.channels % heads:
+                raise ConfigError(
+                    f"bev.channels ({self.bev.channels}) must be a multiple of {name} ({heads})"
+                )
+        unknown = [c for c in self.segmentation.classes if c not in SEGMENTATION_CLASSES]
+        if unknown:
+            raise ConfigError(
+                f"segmentation.classes has unknown {unknown}; allowed: {', '.join(SEGMENTATION_CLASSES)}"
+            )
+
+    def _check_perspective(self) -> None:
+        perspective, levels = self.perspective, self.neck.levels
+        if self.detection.query_mode == "hybrid" and not (perspective.enabled and self.detection.enabled):
+            raise ConfigError(
+                "detection.query_mode=hybrid needs detection.enabled and perspective.enabled, "
+                "which makes the proposals"
+            )
+        for name, wanted in (
+            ("perspective.levels", perspective.levels),
+            ("bev.feature_levels", self.bev.feature_levels),
+        ):
+            if wanted is not None and not 1 <= wanted <= levels:
+                raise ConfigError(f"{name} must lie in 1 to neck.levels ({levels}), got {wanted}")
+        wanted = perspective.levels or levels
+        short = min(
+            len(perspective.mean_depth_m), len(perspective.std_depth_m), len(perspective.size_limits_px) + 1
+        )
+        if perspective.enabled and short < wanted:
+            raise ConfigError(
+                f"the perspective head looks at {wanted} levels, but perspective.mean_depth_m, std_depth_m "
+                f"and size_limits_px are for {short}"
+            )
