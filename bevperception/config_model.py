@@ -59,6 +59,8 @@ class BEVConfig:
         heads: attention heads.
         pillar_points: points a pillar is lifted to in spatial cross-attention.
         spatial_points: sampling points per head and level there, a multiple of pillar_points.
+        temporal_heads: heads of temporal self-attention; None for as many as the others have. Where a thing
+            came from is told by the head that sees it: a few heads tell too few places apart for velocities.
         temporal_points: sampling points per head in temporal self-attention.
         first_reach_cells: how far the outermost sampling points of spatial attention look before training, in
             cells of the image features; the innermost look at their place itself. None for the published
@@ -90,6 +92,7 @@ class BEVConfig:
     heads: int = 4
     pillar_points: int = 4
     spatial_points: int = 8
+    temporal_heads: int | None = None
     temporal_points: int = 4
     first_reach_cells: float | None = None
     first_temporal_reach_cells: float | None = None
@@ -358,8 +361,12 @@ class ModelConfig:
             raise ConfigError(
                 "temporal.mode=fusion goes without bev.can_bus and bev.alignment=published, which are v1's"
             )
-        for name, heads in (("bev.heads", self.bev.heads), ("detection.heads", self.detection.heads)):
-            if self.bev.channels % heads:
+        for name, heads in (
+            ("bev.heads", self.bev.heads),
+            ("bev.temporal_heads", self.bev.temporal_heads),
+            ("detection.heads", self.detection.heads),
+        ):
+            if heads is not None and (heads < 1 or self.bev.channels % heads):
                 raise ConfigError(
                     f"bev.channels ({self.bev.channels}) must be a multiple of {name} ({heads})"
                 )

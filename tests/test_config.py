@@ -85,6 +85,7 @@ MISTAKES = {
     "base: a.yaml": r"lead back to themselves: a\.yaml -> a\.yaml",
     "base: 5": r"base must be a file name",
     "model: {bev: {heads: 7}}": r"a\.yaml: bev\.channels .* must be a multiple of bev\.heads",
+    "model: {bev: {temporal_heads: 0}}": r"bev\.channels .* must be a multiple of bev\.temporal_heads",
     "model: {segmentation: {classes: [sea]}}": r"unknown \['sea'\]",
     "training: {steps: 0}": r"training\.steps must be at least 1",
     "training: {ema_decay: 1.0}": r"training\.ema_decay must lie in",

@@ -324,6 +324,7 @@ def build_bev_transformer(config: ModelConfig) -> BEVTransformer:
             levels,
             bev.feedforward_channels,
             bev.dropout,
+            bev.temporal_heads,
         )
         for _ in range(bev.layers)
     ]

@@ -186,6 +186,13 @@ def test_encoder_geometry_stays_float64_in_half_precision() -> None:
     assert out.isfinite().all()
 
 
+def test_temporal_attention_has_heads_of_its_own() -> None:
+    layer = BEVEncoderLayer(8, 2, 3, 2, 1, 8, temporal_heads=4)
+    assert (layer.temporal_attention.heads, layer.spatial_attention.heads) == (4, 2)
+    assert layer.temporal_attention.attention_weights.out_features == 4 * 2 * 3  # heads, halves, points
+    assert BEVEncoderLayer(8, 2, 3, 2, 1, 8).temporal_attention.heads == 2
+
+
 def test_positional_encoding_halves() -> None:
     encoding = LearnedPositionalEncoding(6, 4, 5)
     out = encoding(3, 2).view(3, 2, 6)

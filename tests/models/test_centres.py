@@ -55,7 +55,7 @@ def slowly_drawn(sample: Boxes3D, classes: int) -> tuple[Tensor, Tensor, Tensor]
                     best, moving = bell, (vx, vy)
             if best >= 0.1 and not math.isnan(moving[0]):
                 velocity[:, row, column] = torch.tensor(moving)
-                weight[row, column] = best
+                weight[row, column] = best * (3 if math.hypot(*moving) >= 0.5 else 1)
     return heat, velocity, weight
 
 

@@ -73,6 +73,7 @@ class BEVEncoderLayer(nn.Module):
         levels: image feature levels.
         feedforward_channels: hidden width of the feed-forward part.
         dropout: in all three parts.
+        temporal_heads: heads of temporal attention; None for ``heads``.
     """
 
     def __init__(
@@ -84,9 +85,12 @@ class BEVEncoderLayer(nn.Module):
         levels: int,
         feedforward_channels: int,
         dropout: float = 0.0,
+        temporal_heads: int | None = None,
     ) -> None:
         super().__init__()
-        self.temporal_attention = TemporalSelfAttention(channels, heads, temporal_points, dropout=dropout)
+        self.temporal_attention = TemporalSelfAttention(
+            channels, temporal_heads or heads, temporal_points, dropout=dropout
+        )
         self.norm1 = LayerNorm(channels)
         self.spatial_attention = SpatialCrossAttention(channels, heads, spatial_points, levels, dropout)
         self.norm2 = LayerNorm(channels)

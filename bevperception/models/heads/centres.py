@@ -21,6 +21,11 @@ from bevperception.structures import Boxes3D, CentreOutputs
 
 PRIOR_PROBABILITY = 0.02
 """What every cell scores for every class before training."""
+MOVING_WEIGHT = 3.0
+"""How much more the velocity of what moves counts. Most objects stand, and the median of all is zero: a model
+that tells moving from standing badly, as at first they all do, would not begin to."""
+MOVING_M_S = 0.5
+"""From which speed on it moves, in m/s."""
 LEAST_WEIGHT = 0.1
 """Cells where the nearest object's bell is lower are asked for no velocity."""
 
@@ -103,6 +108,7 @@ def _draw(boxes: Boxes3D, grid: BEVGrid, classes: int) -> tuple[Tensor, Tensor, 
     velocity = values[owner, 7:9]
     known = velocity.isfinite().all(-1) & (weight >= LEAST_WEIGHT)
     velocity = torch.where(known[:, None], velocity, 0.0)
+    weight = torch.where(velocity.norm(dim=-1) >= MOVING_M_S, MOVING_WEIGHT * weight, weight)
     shape = (rows, columns)
     return (
         heat.unflatten(1, shape),
