@@ -143,6 +143,8 @@ class TrainingConfig:
         initial_weights: weights.safetensors, run folder or checkpoint to start from.
         initial_parts: take only these parts of the model from initial_weights, for example backbone and neck
             of a perspective head's run; none named takes the whole model.
+        frozen_parts: these parts of the model stay as they are, for example backbone and neck of
+            initial_weights: steps that need no gradient there are about twice as fast.
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep_checkpoints: so many newest checkpoints stay on disk; 0 keeps all.
         validate_every: steps between evaluations on val_split; 0 evaluates only at the end.
@@ -169,6 +171,7 @@ class TrainingConfig:
     perspective_steps: int = 0
     initial_weights: str | None = None
     initial_parts: tuple[str, ...] = ()
+    frozen_parts: tuple[str, ...] = ()
     checkpoint_every: int = 500
     keep_checkpoints: int = 3
     validate_every: int = 0

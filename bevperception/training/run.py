@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import signal
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def train(
     if config.training.initial_weights and checkpoint is None:
         weights = read_weights(config.training.initial_weights)
         load_into(model, weights, config, config.training.initial_parts)
+    freeze(model, config.training.frozen_parts)
     averaging = WeightAveraging(config.training.ema_decay)
     evaluation = Evaluation(evaluate, out, config.training.validate_every, averaging)
     try:
@@ -105,6 +107,27 @@ def train(
     if done >= config.training.steps:
         print(f"nothing left to train; the weights are those of {checkpoint}")
     return evaluation.metrics
+
+
+def freeze(model: nn.Module, parts: Sequence[str]) -> None:
+    """Let parts of a model neither learn nor behave as in training (drop paths, batch statistics).
+
+    Args:
+        model: changed in place.
+        parts: names of its children.
+
+    Raises:
+        ConfigError: the model has no such part, or nothing would be left to learn.
+    """
+    children = {name: child for name, child in model.named_children() if list(child.parameters())}
+    for part in parts:
+        if part not in children:
+            raise ConfigError(
+                f"training.frozen_parts: the model has no part {part!r}; it has {', '.join(sorted(children))}"
+            )
+        children[part].eval().requires_grad_(False)
+    if parts and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"training.frozen_parts ({', '.join(parts)}) leave nothing to train")
 
 
 def build_trainer(
