@@ -10,6 +10,7 @@ import itertools
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,19 @@ def run(options: argparse.Namespace, out: Path) -> list[tuple[float, float]]:
             replay.wait(20)
 
 
+def count_sets(stamps_ns: Sequence[int]) -> int:
+    """Sets that must have been there, each about as long after the other as the results mostly are.
+
+    Args:
+        stamps_ns: of the results, in order; a gap of about k periods lacks k - 1 of them.
+    """
+    gaps = [later - earlier for earlier, later in itertools.pairwise(stamps_ns)]
+    if not gaps:
+        return len(stamps_ns)
+    period_ns = max(1, sorted(gaps)[len(gaps) // 2])
+    return 1 + sum(max(1, round(gap / period_ns)) for gap in gaps)
+
+
 def main() -> int:
     """Run, count, report."""
     options = parse()
@@ -119,10 +133,7 @@ def main() -> int:
 
     recording = read_recording(out / "recording")
     stamps = sorted(recording.objects)
-    # Sets are as far apart as the results mostly are.
-    gaps = sorted(b - a for a, b in itertools.pairwise(stamps))
-    period_ns = gaps[len(gaps) // 2] if gaps else 1
-    expected = round((stamps[-1] - stamps[0]) / period_ns) + 1 if stamps else 0
+    expected = count_sets(stamps)
     report: dict[str, Any] = {
         "minutes": options.minutes,
         "results": len(stamps),

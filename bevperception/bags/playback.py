@@ -12,7 +12,7 @@ from bevperception.bags.faults import Fault, FaultInjector, Played, shifted
 from bevperception.errors import ConfigError, DataError
 
 _GAP_S = 0.1
-"""Between the end of a bag and its next loop, where it has no period of its own."""
+"""Between the end of a bag and its next loop, where no camera has a period."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,7 @@ class Playback:
         begin_ns = self.first_ns + round(options.start_s * 1e9)
         self._messages = [m for m in messages if m[0] >= begin_ns or m[1] == "/tf_static"]
         self._begin_ns = begin_ns
-        times = sorted({t for t, topic, _, _ in messages if "image" in topic})
-        period_s = (times[-1] - times[0]) * 1e-9 / max(len(times) - 1, 1) if len(times) > 1 else _GAP_S
-        self.length_s = (messages[-1][0] - begin_ns) * 1e-9 + max(period_s, _GAP_S)
+        self.length_s = _loop_length_s(self._messages, begin_ns)
 
     def stamps_of(self, topic: str) -> list[int]:
         """Times (nanoseconds) of a topic's messages in one loop."""
@@ -104,3 +102,23 @@ class Playback:
                 time_s = max(0.0, (time_ns - self._begin_ns) * 1e-9) + offset_s
                 message = Played(time_s, topic, kind, data)
                 yield shifted(message, offset_s) if self.options.continuous else message
+
+
+def _loop_length_s(messages: Sequence[tuple[int, str, str, bytes]], begin_ns: int) -> float:
+    """How long after a loop's beginning the next one begins: every camera goes on in its own period.
+
+    Args:
+        messages: (time in nanoseconds, topic, type, data) in order of time.
+        begin_ns: the loop's beginning.
+    """
+    times: dict[str, list[int]] = {}
+    for time_ns, topic, _, _ in messages:
+        if "image" in topic:
+            times.setdefault(topic, []).append(time_ns)
+    periodic = [
+        stamps[-1] - stamps[0] + sorted(b - a for a, b in itertools.pairwise(stamps))[len(stamps) // 2 - 1]
+        for stamps in times.values()
+        if len(stamps) > 1
+    ]
+    end_ns = messages[-1][0] - begin_ns
+    return max(end_ns + (0 if periodic else round(_GAP_S * 1e9)), *periodic, 0) * 1e-9
