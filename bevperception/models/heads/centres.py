@@ -60,7 +60,7 @@ class CentreTargets:
         heat: (B, classes, rows, columns) in 0 to 1; exactly 1 in the cell of every centre.
         velocity: (B, 2, rows, columns) vx, vy in m/s, BEV frame, of the nearest object, or 0.
         weight: (B, rows, columns) of the velocity's loss, 0 away from objects with a known velocity.
-        objects: centres in all.
+        objects: cells that hold a centre of a class; two centres in one cell count once.
     """
 
     heat: Tensor
