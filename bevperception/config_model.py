@@ -155,6 +155,11 @@ class TemporalConfig:
         """Frames that are fused, the current one included."""
         return self.past + 1 + self.future
 
+    @property
+    def alone(self) -> bool:
+        """Whether every frame stands alone."""
+        return self.mode == "fusion" and self.frames == 1
+
     def __post_init__(self) -> None:
         for name in ("past", "future", "interval_s"):
             if getattr(self, name) < 0:
@@ -253,6 +258,8 @@ class DetectionConfig:
         focal_alpha: focal loss alpha.
         focal_gamma: focal loss gamma.
         code_weights: weight of each of the 10 box-code entries in the box loss.
+        velocity: where a box's velocity comes from: its 'queries' as in the paper, or the 'cells', which is
+            the centre head's velocity at the box's centre, with the query's added. Needs centres.enabled.
     """
 
     enabled: bool = True
@@ -283,6 +290,7 @@ class DetectionConfig:
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
     code_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
+    velocity: Literal["queries", "cells"] = "queries"
 
 
 @dataclass
@@ -322,15 +330,20 @@ class SegmentationConfig:
 
 @dataclass
 class CentreConfig:
-    """Centre head: dense supervision of the BEV features with centres and velocities, in training only.
+    """Centre head: dense supervision of the BEV features with centres and velocities.
+
+    It works in training alone, unless detection.velocity asks for its velocities.
 
     Args:
         enabled: whether there is one.
+        compare: it reads velocities from the BEV features and those of the frame before, aligned, instead of
+            the current ones alone. Without a frame before it makes do with the current one.
         heat_weight: weight of the heat map's loss.
         velocity_weight: weight of the velocity's loss.
     """
 
     enabled: bool = False
+    compare: bool = False
     heat_weight: float = 1.0
     velocity_weight: float = 1.0
 
@@ -357,6 +370,8 @@ class ModelConfig:
                 f"bev.pillar_points ({self.bev.pillar_points})"
             )
         self._check_perspective()
+        if self.detection.velocity == "cells" and not self.centres.enabled:
+            raise ConfigError("detection.velocity=cells needs centres.enabled, which makes the velocities")
         if self.temporal.mode == "fusion" and (self.bev.can_bus or self.bev.alignment == "published"):
             raise ConfigError(
                 "temporal.mode=fusion goes without bev.can_bus and bev.alignment=published, which are v1's"

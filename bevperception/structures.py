@@ -265,7 +265,7 @@ class ModelOutputs(_Movable):
         detection: raw detections, or None without a detection head.
         segmentation_logits: (B, classes, rows, columns) on the segmentation head's own grid, or None.
         perspective: raw predictions in the images, where the model has made any.
-        centres: dense predictions on the BEV grid, in training with a centre head.
+        centres: dense predictions on the BEV grid, of a centre head in training or where boxes need it.
     """
 
     bev: Tensor

@@ -13,6 +13,9 @@ from typing import Any
 
 from bevperception.errors import BevError, ConfigError, run_program
 
+_SETTLING_S = 0.5
+"""Between the last match of publisher and subscriber and the first message."""
+
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The program's options."""
@@ -77,7 +80,9 @@ class Replayer:
             self._clock = self._node.create_publisher(clock, "/clock", 10)
 
     def wait(self, seconds: float) -> None:
-        """Wait until every image topic has a subscriber.
+        """Wait until every image topic has a subscriber, and a moment for the subscribers to know it too.
+
+        Matching is seen from the publisher's side; a message sent before the other side has matched is lost.
 
         Raises:
             BevError: if one has none after so long.
@@ -89,6 +94,8 @@ class Replayer:
             time.sleep(0.02)
         if lacking and seconds > 0:
             raise BevError(f"after {seconds:g} s nobody subscribes to {', '.join(lacking)}")
+        if seconds > 0:
+            time.sleep(_SETTLING_S)
 
     def play(self) -> None:
         """Send everything."""

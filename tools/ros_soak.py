@@ -141,6 +141,7 @@ def main() -> int:
         "share": len(stamps) / expected if expected else 0.0,
         "memory_mb": samples[-1][1],
         "growth_mb": growth_mb(samples),
+        "worst_latency_p95_ms": max(recording.latency_p95_ms, default=None),
         "timing": recording.diagnostics.get("timing", {}),
         "synchronisation": recording.diagnostics.get("synchronisation", {}),
         "memory": samples,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ OBJECTS_TOPIC = "/output/objects"
 DETECTIONS_TOPIC = "/output/detections"
 SEGMENTATION_TOPIC = "/output/segmentation/"
 DIAGNOSTICS_TOPIC = "/diagnostics"
+LATENCY_P95 = "latency p95"
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,13 @@ class Recording:
         objects: boxes in base_link, best first, as published.
         segmentation: cells (rows, columns) int8 by class.
         diagnostics: newest values by the part's name; levels and messages as ``level`` and ``message``.
+        latency_p95_ms: of every line of diagnostics that told it, in order: each of the results just before.
     """
 
     objects: dict[int, Boxes3D]
     segmentation: dict[int, dict[str, NDArray[np.int8]]]
     diagnostics: dict[str, dict[str, str]]
+    latency_p95_ms: list[float] = field(default_factory=list)
 
     def probabilities(self, stamp_ns: int, classes: tuple[str, ...]) -> Tensor | None:
         """Segmentation of one instant.
@@ -87,4 +90,6 @@ def read_recording(path: Path) -> Recording:
                     level = str(int(np.asarray(status.level).reshape(-1)[0]))
                     name = status.name.partition(": ")[2]
                     found.diagnostics[name] = {"level": level, "message": status.message, **values}
+                    if name == "timing" and LATENCY_P95 in values:
+                        found.latency_p95_ms.append(float(values[LATENCY_P95].removesuffix(" ms")))
     return found

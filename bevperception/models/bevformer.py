@@ -7,6 +7,8 @@ in with the next frame.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -15,9 +17,10 @@ from bevperception.models.backbones import build_backbone
 from bevperception.models.bev.encoder import BEVEncoder, BEVEncoderLayer
 from bevperception.models.bev.fusion import TemporalFusion, choose_frames, fuse_memory, push
 from bevperception.models.bev.grid import LearnedPositionalEncoding
+from bevperception.models.bev.memory import warp_bev
 from bevperception.models.bev.transformer import BEVTransformer
 from bevperception.models.heads.box_code import BoxCodec
-from bevperception.models.heads.centres import CentreHead, CentreLoss, centre_targets
+from bevperception.models.heads.centres import CentreHead, CentreLoss, centre_targets, velocities_at
 from bevperception.models.heads.decoder import DecoderLayer, DetectionDecoder
 from bevperception.models.heads.detection import DetectionHead, decode_detections
 from bevperception.models.heads.perspective.stage import build_perspective
@@ -30,6 +33,7 @@ from bevperception.structures import (
     BEVMemory,
     Boxes3D,
     CameraFrames,
+    DetectionOutputs,
     ModelOutputs,
     PerspectiveOutputs,
     Targets,
@@ -95,11 +99,15 @@ class BEVFormer(nn.Module):
             perspective = self.perspective(features, frames)
         alone = self.encode(features, frames, memory)
         bev = self.fuse(alone, frames, memory)
+        segmentation = None if self.segmentation is None else self.segmentation(bev)
+        centres = None
+        if self.centres is not None and (self.training or self.needs_centres):
+            centres = self.centres(bev, self.earlier(frames, memory))
         detection = None
         if self.detection is not None:
             detection = self.detection(bev, self.propose(perspective))
-        segmentation = None if self.segmentation is None else self.segmentation(bev)
-        centres = self.centres(bev) if self.centres is not None and self.training else None
+            if self.needs_centres and centres is not None:
+                detection = self.read_velocities(detection, centres.velocity)
         outputs = ModelOutputs(bev, detection, segmentation, perspective, centres)
         return outputs, self.remember(alone, frames, memory)
 
@@ -123,6 +131,43 @@ class BEVFormer(nn.Module):
     def needs_perspective(self) -> bool:
         """Whether predictions need the perspective head, beyond its part in training."""
         return self.hybrid is not None or self.config.perspective.alone
+
+    @property
+    def needs_centres(self) -> bool:
+        """Whether predictions need the centre head, beyond its part in training."""
+        return self.config.detection.velocity == "cells"
+
+    def earlier(self, frames: CameraFrames, memory: BEVMemory | None) -> tuple[Tensor, Tensor] | None:
+        """The newest remembered features in the current frame, for the centre head to compare.
+
+        Args:
+            frames: the current poses.
+            memory: of the frames before.
+
+        Returns:
+            features (B, C, rows, columns) and what they cover (B, rows, columns), zeros for samples without
+            history; None where nobody asks or there is no history.
+        """
+        if memory is None or not self.config.centres.compare or self.config.temporal.alone:
+            return None
+        there = memory.valid[:, None, None]
+        pose = torch.where(there, memory.bev_to_global, frames.bev_to_global)
+        # where, not a product: what is forgotten may hold NaN.
+        features = torch.where(there[..., None], memory.features, 0.0)
+        warped, coverage = warp_bev(features, self.grid, frames.bev_to_global, pose)
+        return warped, coverage * there
+
+    def read_velocities(self, detection: DetectionOutputs, velocity: Tensor) -> DetectionOutputs:
+        """Add to every box's velocity that of the cells at its centre.
+
+        Args:
+            detection: codes (layers, B, queries, 10), centres in metres.
+            velocity: (B, 2, rows, columns) m/s.
+        """
+        codes = detection.box_codes
+        cells = self.grid.to_cells(codes[..., :2].transpose(0, 1))
+        read = velocities_at(velocity.to(codes.dtype), cells).transpose(0, 1)
+        return replace(detection, box_codes=torch.cat((codes[..., :8], codes[..., 8:] + read), dim=-1))
 
     def propose(self, outputs: PerspectiveOutputs | None) -> ProposalQueries | None:
         """Object queries from the perspective head's predictions; None where the learned ones are all.
@@ -397,7 +442,9 @@ def build_segmentation_head(config: ModelConfig) -> SegmentationHead:
 
 def build_centre_head(config: ModelConfig) -> CentreHead | None:
     """Dense supervision of the BEV features; None without."""
-    return CentreHead(config.bev.channels, len(DETECTION_CLASSES)) if config.centres.enabled else None
+    if not config.centres.enabled:
+        return None
+    return CentreHead(config.bev.channels, len(DETECTION_CLASSES), config.centres.compare)
 
 
 def build_detection_loss(config: DetectionConfig) -> DetectionLoss:

@@ -1,9 +1,9 @@
-"""Centre head: dense supervision of the BEV features, in training only.
+"""Centre head: dense supervision of the BEV features, and velocities per cell.
 
 What every cell of the BEV should know of the objects is asked of it directly: a heat map of centres per
 class (Yin et al., CVPR 2021, section 4, after Zhou et al., 2019) and, around the centres, the velocity. A
 query that is matched to an object reaches a few cells with a gradient, this head all of them; the velocity
-above all comes from comparing two BEVs, which is the encoder's work and not the decoder's.
+above all comes from comparing two BEVs, which is not the decoder's work. The head can do it itself.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bevperception.geometry import BEVGrid
+from bevperception.models.bev.memory import sample_bilinear
 from bevperception.structures import Boxes3D, CentreOutputs
 
 PRIOR_PROBABILITY = 0.02
@@ -36,20 +37,58 @@ class CentreHead(nn.Module):
     Args:
         channels: width of the BEV features.
         classes: classes of objects.
+        compare: read the velocities from the BEV and the earlier one, brought into the current frame: two
+            more 3x3 convolutions over both, whose result is added to the BEV before the head's own. It
+            begins with nothing.
     """
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, compare: bool = False) -> None:
         super().__init__()
         self.stem = nn.Conv2d(channels, channels, 3, padding=1)
         self.heat = nn.Conv2d(channels, classes, 1)
         self.velocity = nn.Conv2d(channels, 2, 1)
         assert self.heat.bias is not None
         nn.init.constant_(self.heat.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+        self.motion: nn.Sequential | None = None
+        if compare:
+            last = nn.Conv2d(channels, channels, 3, padding=1)
+            nn.init.zeros_(last.weight)
+            assert last.bias is not None
+            nn.init.zeros_(last.bias)
+            self.motion = nn.Sequential(nn.Conv2d(2 * channels + 1, channels, 3, padding=1), nn.ReLU(), last)
 
-    def forward(self, bev: Tensor) -> CentreOutputs:
-        """Predict from BEV features (B, channels, rows, columns)."""
+    def forward(self, bev: Tensor, earlier: tuple[Tensor, Tensor] | None = None) -> CentreOutputs:
+        """Predict.
+
+        Args:
+            bev: (B, channels, rows, columns) BEV features.
+            earlier: those of the frame before in the current frame, and (B, rows, columns) in [0, 1], what
+                of every cell they cover; None where there are none. Not looked at without ``compare``.
+        """
         features = torch.relu(self.stem(bev))
-        return CentreOutputs(self.heat(features), self.velocity(features))
+        heat = self.heat(features)
+        if self.motion is not None:
+            before, coverage = earlier or (torch.zeros_like(bev), torch.zeros_like(bev[:, 0]))
+            pair = torch.cat((bev, before.to(bev.dtype), coverage[:, None].to(bev.dtype)), dim=1)
+            features = torch.relu(self.stem(bev + self.motion(pair)))
+        return CentreOutputs(heat, self.velocity(features))
+
+
+def velocities_at(velocity: Tensor, cells: Tensor) -> Tensor:
+    """Bilinear samples of a map of velocities; no gradient reaches the places.
+
+    Args:
+        velocity: (B, 2, rows, columns) m/s.
+        cells: (B, h, w, 2) continuous (column, row); those beyond the map take its border's.
+
+    Returns:
+        (B, h, w, 2) m/s.
+    """
+    rows, columns = velocity.shape[-2:]
+    last = cells.new_tensor([columns - 1, rows - 1])
+    within = torch.minimum(cells.detach().clamp_min(0), last)
+    samples, _ = sample_bilinear(velocity, within)
+    return samples.permute(0, 2, 3, 1)
 
 
 @dataclass(frozen=True)
