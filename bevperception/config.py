@@ -34,6 +34,8 @@ class DataConfig:
             one more and leaves a random one out, as the published v1 training does.
         stream_length: train on streams instead of queues: every slot of the batch plays segments of so many
             consecutive key frames, and memory goes on from step to step; 0 for queues.
+        stream_turns: groups of slots that take turns, so that a step's samples do not resemble those of the
+            step before; each group keeps its own memory.
         workers: loader processes; 0 loads in the training process.
         bad_samples: 'stop' at a sample that cannot be read, or 'skip' it, count and report it.
         image_mean: RGB mean subtracted from pixels in 0 to 255.
@@ -62,6 +64,7 @@ class DataConfig:
     history_stride: int = 1
     history_sampling: Literal["consecutive", "drop_one"] = "consecutive"
     stream_length: int = 0
+    stream_turns: int = 1
     workers: int = 2
     bad_samples: Literal["stop", "skip"] = "stop"
     image_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -73,8 +76,9 @@ class DataConfig:
     divider_width_m: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.history_stride < 1:
-            raise ConfigError(f"data.history_stride must be at least 1, got {self.history_stride}")
+        for name in ("history_stride", "stream_turns"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("history", "future", "stream_length"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"data.{name} must not be negative, got {getattr(self, name)}")

@@ -57,7 +57,8 @@ class TrainingData(pl.LightningDataModule):
             return StepSampler(len(self.source), *shared, *place)
         if not isinstance(self.source, SceneSource):
             raise ConfigError("data.stream_length needs samples that stand in scenes, in order of time")
-        return StreamSampler(self.source.scene_lengths, length, *shared, *place)
+        turns = self.config.data.stream_turns
+        return StreamSampler(self.source.scene_lengths, length, *shared, *place, turns)
 
     def on_before_batch_transfer(self, batch: Loaded, dataloader_idx: int) -> Batch:
         """The batch, unless some process's could not be loaded.

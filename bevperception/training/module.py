@@ -184,7 +184,7 @@ class TrainingModule(pl.LightningModule):
         if self.global_step < self.config.training.perspective_steps:
             outputs = model.see(batch.frames)
         else:
-            outputs = self._see(model, batch)
+            outputs = self._see(model, batch, batch_idx)
         assert batch.targets is not None
         with torch.autocast(self.device.type, enabled=False):
             losses = model.losses(in_single_precision(outputs), batch.targets, mean_over_processes)
@@ -192,15 +192,18 @@ class TrainingModule(pl.LightningModule):
         self._report(total.detach(), {name: value.detach() for name, value in losses.items()}, batch)
         return self._reach_all_parameters(total)
 
-    def _see(self, model: Any, batch: Batch) -> ModelOutputs:
+    def _see(self, model: Any, batch: Batch, batch_idx: int) -> ModelOutputs:
         """Outputs of the current frames with their history: the queue's, or what the stream remembers."""
         outputs: ModelOutputs
         if self._stream is None:
             outputs, _ = model(batch.frames, recall(model, batch, self.config.model.temporal))
         else:
             self._stream.to(self.device)
-            outputs, memory = model(batch.frames, self._stream.recall(batch))
-            self._stream.remember(batch, memory)
+            accumulate = self.config.training.accumulate
+            turn = self.global_step * accumulate + batch_idx % accumulate
+            turn %= self.config.data.stream_turns
+            outputs, memory = model(batch.frames, self._stream.recall(batch, turn))
+            self._stream.remember(batch, memory, turn)
         return outputs
 
     def _report(self, total: Tensor, losses: dict[str, Tensor], batch: Batch) -> None:

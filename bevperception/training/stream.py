@@ -1,8 +1,9 @@
 """Training as a vehicle drives: every slot of the batch follows a scene, and memory goes from step to step.
 
 A queue runs the network on every frame of its history for the sake of one frame that learns. Here every frame
-learns and none is run twice, at the price of batches whose samples resemble those of the step before (Wang
-et al., StreamPETR, ICCV 2023, section 4.2; Park et al., SOLOFusion, ICLR 2023).
+learns and none is run twice (Wang et al., StreamPETR, ICCV 2023, section 4.2; Park et al., SOLOFusion, ICLR
+2023), at the price of batches whose samples resemble those of the step before. Where several groups of slots
+take turns, they no longer do: each group waits, with its memory, while the others play.
 """
 
 from __future__ import annotations
@@ -36,13 +37,14 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
     Args:
         scene_lengths: samples of each scene, in the order of the data set.
         length: samples of a segment; those at a scene's ends may be shorter.
-        batch_size: slots of this process.
+        batch_size: slots of this process that play at a time.
         steps: optimiser steps of the whole run.
         accumulate: micro-batches a step.
         seed: of the run.
         rank: this process.
         world_size: number of processes.
         first_step: optimiser steps already taken; iteration begins with the next.
+        turns: groups of slots that take turns, batch by batch.
 
     Raises:
         ValueError: if there are no samples.
@@ -59,11 +61,12 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         first_step: int = 0,
+        turns: int = 1,
     ) -> None:
         if sum(scene_lengths) < 1:
             raise ValueError("a StreamSampler needs at least one sample, got none")
         self.scene_lengths, self.length, self.seed = list(scene_lengths), length, seed
-        self.slots = batch_size * world_size
+        self.slots, self.turns = batch_size * world_size, turns
         self.own = range(rank * batch_size, (rank + 1) * batch_size)
         self.first_batch, self.batches = first_step * accumulate, steps * accumulate
 
@@ -74,17 +77,19 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """The remaining micro-batches of this process."""
         segments = enumerate(self._segments())
-        free = [(0, slot) for slot in range(self.slots)]
-        # Of each slot: sample index less micro-batch, and the segment's number in the run.
-        playing = [(0, 0)] * self.slots
+        free = [(0, slot) for slot in range(self.turns * self.slots)]
+        # Of each slot: sample index less the group's batches so far, and the segment's number in the run.
+        playing = [(0, 0)] * len(free)
         for batch in range(self.batches):
-            while free[0][0] == batch:
+            played, group = divmod(batch, self.turns)
+            while free[0][0] == played:
                 slot = free[0][1]
                 number, (first, length) = next(segments)
-                playing[slot] = (first - batch, number)
-                heapq.heapreplace(free, (batch + length, slot))
+                playing[slot] = (first - played, number)
+                heapq.heapreplace(free, (played + length, slot))
             if batch >= self.first_batch:
-                yield [(playing[slot][0] + batch, playing[slot][1]) for slot in self.own]
+                own = playing[group * self.slots :][self.own.start : self.own.stop]
+                yield [(sample + played, number) for sample, number in own]
 
     def _segments(self) -> Iterator[tuple[int, int]]:
         """(first sample, samples) of the segments of all epochs, one epoch after the other."""
@@ -101,51 +106,63 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 
 
 class StreamMemory:
-    """What the slots of one process remember between training steps, and the scene each is in."""
+    """What the slots of one process remember between training steps, and the scene each is in.
+
+    Slots that play together share a number, their turn; those of another turn have a memory of their own.
+    """
 
     def __init__(self) -> None:
-        self._memory: BEVMemory | None = None
-        self._scenes: list[str] = []
+        self._kept: dict[int, tuple[BEVMemory, list[str]]] = {}
 
-    def recall(self, batch: Batch) -> BEVMemory | None:
+    def recall(self, batch: Batch, turn: int = 0) -> BEVMemory | None:
         """The memory for a batch: forgotten where a slot is in another scene, before or long after it.
+
+        Args:
+            batch: the slots' next samples.
+            turn: of the slots.
 
         Returns:
             None where no slot remembers anything.
         """
-        memory = self._memory
-        if memory is None or len(self._scenes) != len(batch):
+        if turn not in self._kept:
+            return None
+        memory, scenes = self._kept[turn]
+        if len(scenes) != len(batch):
             return None
         passed_s = batch.frames.timestamps_s - memory.timestamps_s
-        same = [a == b for a, b in zip(self._scenes, batch.scene_tokens, strict=True)]
+        same = [a == b for a, b in zip(scenes, batch.scene_tokens, strict=True)]
         goes_on = torch.tensor(same, device=passed_s.device) & (passed_s > 0) & (passed_s <= MAX_GAP_S)
         kept = memory.keep(goes_on)
         return kept if bool(kept.valid.any()) else None
 
-    def remember(self, batch: Batch, memory: BEVMemory) -> None:
+    def remember(self, batch: Batch, memory: BEVMemory, turn: int = 0) -> None:
         """Keep the memory after a batch, without a gradient into it."""
-        self._memory, self._scenes = memory.detach(), list(batch.scene_tokens)
+        self._kept[turn] = (memory.detach(), list(batch.scene_tokens))
 
     def forget(self) -> None:
         """Start anew."""
-        self._memory, self._scenes = None, []
+        self._kept = {}
 
-    def state(self) -> list[dict[str, Any]]:
+    def state(self) -> list[list[dict[str, Any]]]:
         """What all processes remember, in order of rank, as plain tensors, for a checkpoint."""
-        memory = None if self._memory is None else self._memory.to("cpu")
-        return gather_objects({"memory": None if memory is None else _plain(memory), "scenes": self._scenes})
+        return gather_objects(
+            [
+                {"turn": turn, "memory": _plain(memory.to("cpu")), "scenes": scenes}
+                for turn, (memory, scenes) in self._kept.items()
+            ]
+        )
 
-    def load_state(self, states: Sequence[dict[str, Any]]) -> None:
+    def load_state(self, states: Sequence[list[dict[str, Any]]]) -> None:
         """Take up what this process remembered; with another number of processes all start anew."""
         self.forget()
-        if len(states) == world_size() and states[rank()]["memory"] is not None:
-            self._memory = _from_plain(states[rank()]["memory"])
-            self._scenes = list(states[rank()]["scenes"])
+        if len(states) == world_size():
+            self._kept = {
+                kept["turn"]: (_from_plain(kept["memory"]), list(kept["scenes"])) for kept in states[rank()]
+            }
 
     def to(self, device: torch.device) -> None:
         """Move what is remembered."""
-        if self._memory is not None:
-            self._memory = self._memory.to(device)
+        self._kept = {turn: (memory.to(device), scenes) for turn, (memory, scenes) in self._kept.items()}
 
 
 def _plain(memory: BEVMemory) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def make_boxes() -> Boxes3D:
 
 
 def tiny_config(**overrides: Any) -> ExperimentConfig:
-    """A run of a few steps on the CPU; ``overrides`` are of the training section, or stream_length."""
+    """A run of a few steps on the CPU; ``overrides`` are of the training section, or the data's streams."""
     settings = {
         "steps": 6,
         "batch_size": 2,
@@ -148,9 +148,9 @@ def tiny_config(**overrides: Any) -> ExperimentConfig:
         "checkpoint_every": 100,
         "keep_checkpoints": 0,
     }
-    stream_length = overrides.pop("stream_length", 0)
+    streams = {f"data.{name}": overrides.pop(name) for name in tuple(overrides) if name.startswith("stream_")}
     values: dict[str, Any] = {f"training.{k}": v for k, v in (settings | overrides).items()}
-    return load_config(None, values | {"data.workers": 0, "data.stream_length": stream_length})
+    return load_config(None, values | {"data.workers": 0} | streams)
 
 
 def no_evaluation(model: nn.Module, device: torch.device, folder: Path) -> dict[str, Any]:

@@ -52,19 +52,38 @@ def test_slots_play_their_segments_frame_by_frame() -> None:
     assert max(Counter(index for index, _ in pairs).values()) <= 180 // sum(SCENES) + 2
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_processes_share_the_slots(accumulate: int) -> None:
-    whole = list(StreamSampler(SCENES, 5, 4, steps=9, accumulate=accumulate, seed=1))
-    parts = [
-        list(StreamSampler(SCENES, 5, 2, steps=9, accumulate=accumulate, seed=1, rank=rank, world_size=2))
-        for rank in (0, 1)
-    ]
+def test_groups_of_slots_take_turns() -> None:
+    turns = 3
+    batches = list(StreamSampler(SCENES, 6, 2, steps=61, seed=2, turns=turns))
+    assert len(batches) == 61
+    for turn in range(turns):
+        for slot in range(2):
+            lane = [batch[slot] for batch in batches[turn::turns]]
+            goes_on = [b == (a[0] + 1, a[1]) for a, b in pairwise(lane)]
+            changes = [a[1] != b[1] for a, b in pairwise(lane)]
+            assert all(a != b for a, b in zip(goes_on, changes, strict=True))
+            assert sum(goes_on) > len(lane) / 2
+    segments = [{segment for _, segment in batch} for batch in batches]
+    for first, second, third in zip(segments, segments[1:], segments[2:], strict=False):
+        assert not (first & second) | (first & third)
+    pairs = list(chain.from_iterable(batches))
+    assert len(set(pairs)) == len(pairs)
+    assert max(Counter(index for index, _ in pairs).values()) <= 122 // sum(SCENES) + 2
+
+
+@pytest.mark.parametrize(("accumulate", "turns"), [(1, 1), (2, 1), (2, 3)])
+def test_processes_share_the_slots(accumulate: int, turns: int) -> None:
+    shared: dict[str, Any] = {"steps": 9, "accumulate": accumulate, "seed": 1, "turns": turns}
+    whole = list(StreamSampler(SCENES, 5, 4, **shared))
+    parts = [list(StreamSampler(SCENES, 5, 2, **shared, rank=rank, world_size=2)) for rank in (0, 1)]
     assert [a + b for a, b in zip(*parts, strict=True)] == whole
 
 
+@pytest.mark.parametrize("turns", [1, 4])
 @pytest.mark.parametrize("first_step", [0, 1, 8, 9])
-def test_resuming_goes_on_within_segments(first_step: int) -> None:
+def test_resuming_goes_on_within_segments(first_step: int, turns: int) -> None:
     settings: dict[str, Any] = {"steps": 9, "accumulate": 2, "seed": 4, "rank": 1, "world_size": 2}
+    settings["turns"] = turns
     whole = list(StreamSampler(SCENES, 5, 2, **settings))
     rest = StreamSampler(SCENES, 5, 2, **settings, first_step=first_step)
     assert list(rest) == whole[2 * first_step :]
@@ -95,14 +114,22 @@ def test_memory_is_that_of_the_frame_before_and_forgotten_elsewhere() -> None:
     assert torch.equal(recalled.features, memory.features)
     assert not recalled.features.requires_grad
     assert stream.recall(batch_of(4, 40)) is None, "another number of slots"
+    assert stream.recall(second, turn=1) is None, "another turn's slots"
+    stream.remember(batch_of(20, 41, 5, 16), model(batch_of(20, 41, 5, 16).frames, None)[1], turn=1)
+    assert torch.equal(stream.recall(second).features, memory.features)
     stream.forget()
     assert stream.recall(second) is None
 
 
-def test_a_step_sees_what_a_model_that_drives_sees() -> None:
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_step_sees_what_a_model_that_drives_sees(turns: int) -> None:
     torch.manual_seed(3)
-    module = TrainingModule(tiny_config(stream_length=3), TinyModel())
-    found = [module._see(module.model, batch_of(i, 40 + i)).bev for i in range(3)]
+    module = TrainingModule(tiny_config(stream_length=3, stream_turns=turns, accumulate=6), TinyModel())
+    found = []
+    for i in range(3):
+        found.append(module._see(module.model, batch_of(i, 40 + i), turns * i).bev)
+        if turns == 2:
+            module._see(module.model, batch_of(20 + i, 70 - i), turns * i + 1)  # others in between
     memory = None
     for i, bev in enumerate(found):
         outputs, memory = module.model(batch_of(i, 40 + i).frames, memory)
@@ -111,8 +138,9 @@ def test_a_step_sees_what_a_model_that_drives_sees() -> None:
     assert not torch.allclose(found[2], alone.bev)
 
 
-def test_a_resumed_stream_equals_the_uninterrupted_one(tmp_path: Path) -> None:
-    config = tiny_config(steps=8, ema_decay=0.9, checkpoint_every=3, stream_length=3)
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_resumed_stream_equals_the_uninterrupted_one(tmp_path: Path, turns: int) -> None:
+    config = tiny_config(steps=8, ema_decay=0.9, checkpoint_every=3, stream_length=3, stream_turns=turns)
     source = TinyScenes()
     for part, resume in (("whole", None), ("rest", str(tmp_path / "whole/checkpoints/step-00000003.ckpt"))):
         torch.manual_seed(0)
