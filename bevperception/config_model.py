@@ -248,6 +248,8 @@ class DetectionConfig:
             checkpoints' (-yaw - pi/2).
         score_range_m: (x_min, y_min, z_min, x_max, y_max, z_max) that decoded centres lie within.
         max_boxes: at most so many boxes a frame are decoded.
+        merge_share: of two decoded boxes of a class whose centres lie nearer than this share of the better
+            one's length, the better one stays; 0 keeps both, as published.
         class_loss_weight: weight of the focal classification loss.
         box_loss_weight: weight of the L1 box loss.
         class_cost_weight: weight of the focal classification cost in matching.
@@ -281,6 +283,7 @@ class DetectionConfig:
         10.0,
     )
     max_boxes: int = 300
+    merge_share: float = 0.0
     class_loss_weight: float = 2.0
     box_loss_weight: float = 0.25
     class_cost_weight: float = 2.0
@@ -370,6 +373,8 @@ class ModelConfig:
                 f"bev.pillar_points ({self.bev.pillar_points})"
             )
         self._check_perspective()
+        if self.detection.merge_share < 0:
+            raise ConfigError(f"detection.merge_share must not be negative, got {self.detection.merge_share}")
         if self.detection.velocity == "cells" and not self.centres.enabled:
             raise ConfigError("detection.velocity=cells needs centres.enabled, which makes the velocities")
         if self.temporal.mode == "fusion" and (self.bev.can_bus or self.bev.alignment == "published"):

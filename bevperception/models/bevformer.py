@@ -25,6 +25,7 @@ from bevperception.models.heads.decoder import DecoderLayer, DetectionDecoder
 from bevperception.models.heads.detection import DetectionHead, decode_detections
 from bevperception.models.heads.perspective.stage import build_perspective
 from bevperception.models.heads.segmentation import SegmentationHead
+from bevperception.models.heads.suppression import without_doubles
 from bevperception.models.hybrid import HybridQueries, ProposalQueries
 from bevperception.models.losses import DetectionLoss, ReduceMean, SegmentationLoss
 from bevperception.models.necks import FPN
@@ -340,7 +341,7 @@ class BEVFormer(nn.Module):
         settings, found = self.config.detection, outputs.detection.group(0)
         logits, codes = found.class_logits[-1].float(), found.box_codes[-1].float()
         valid = torch.ones(logits.shape[:2], dtype=torch.bool) if found.valid is None else found.valid
-        return [
+        decoded = [
             decode_detections(
                 logits[b][valid[b]],
                 codes[b][valid[b]],
@@ -350,6 +351,9 @@ class BEVFormer(nn.Module):
             )
             for b in range(logits.shape[0])
         ]
+        if not settings.merge_share:
+            return decoded
+        return [without_doubles(boxes, settings.merge_share) for boxes in decoded]
 
 
 def _range_m(config: ModelConfig) -> tuple[float, float, float, float, float, float]:
