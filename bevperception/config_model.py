@@ -118,11 +118,11 @@ class TemporalConfig:
     Args:
         mode: 'recurrent' hands the BEV features of the frame before to temporal self-attention (v1);
             'fusion' makes every frame's BEV features from that frame alone, keeps them, and warps and
-            fuses several (v2). The fields below are the fusion's.
+            fuses several (v2). The fields below are the fusion's, but for interval_s.
         past: past frames that are fused with the current one; 0 for a single-frame model.
         future: later frames that are fused; for recorded drives only, a vehicle has none.
-        interval_s: 0 fuses the frames just before; otherwise the frames nearest to one, two, ...
-            intervals ago, in seconds.
+        interval_s: 0 takes the frames just before; otherwise the frames nearest to one, two, ... intervals
+            ago, in seconds. What was learned of motion at one rate then holds at others.
         inner_channels: width of the residual blocks; None takes bev.channels for every frame.
         blocks: residual blocks.
         norm: of the residual blocks, 'group' or 'batch' (published).
@@ -159,6 +159,11 @@ class TemporalConfig:
     def alone(self) -> bool:
         """Whether every frame stands alone."""
         return self.mode == "fusion" and self.frames == 1
+
+    @property
+    def needed(self) -> int:
+        """Past frames that a frame is made with."""
+        return self.past if self.mode == "fusion" else 1
 
     def __post_init__(self) -> None:
         for name in ("past", "future", "interval_s"):
@@ -380,6 +385,11 @@ class ModelConfig:
         if self.temporal.mode == "fusion" and (self.bev.can_bus or self.bev.alignment == "published"):
             raise ConfigError(
                 "temporal.mode=fusion goes without bev.can_bus and bev.alignment=published, which are v1's"
+            )
+        if self.temporal.interval_s and (self.bev.can_bus or self.bev.alignment == "published"):
+            raise ConfigError(
+                "temporal.interval_s goes without bev.can_bus and bev.alignment=published, which know the "
+                "frame just before alone"
             )
         for name, heads in (
             ("bev.heads", self.bev.heads),

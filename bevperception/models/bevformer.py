@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bevperception.config_model import DetectionConfig, ModelConfig, SegmentationConfig
 from bevperception.models.backbones import build_backbone
 from bevperception.models.bev.encoder import BEVEncoder, BEVEncoderLayer
-from bevperception.models.bev.fusion import TemporalFusion, choose_frames, fuse_memory, push
+from bevperception.models.bev.fusion import TemporalFusion, choose_frames, frame_before, fuse_memory, push
 from bevperception.models.bev.grid import LearnedPositionalEncoding
 from bevperception.models.bev.memory import warp_bev
 from bevperception.models.bev.transformer import BEVTransformer
@@ -139,7 +139,7 @@ class BEVFormer(nn.Module):
         return self.config.detection.velocity == "cells"
 
     def earlier(self, frames: CameraFrames, memory: BEVMemory | None) -> tuple[Tensor, Tensor] | None:
-        """The newest remembered features in the current frame, for the centre head to compare.
+        """The features of the frame before in the current frame, for the centre head to compare.
 
         Args:
             frames: the current poses.
@@ -149,8 +149,10 @@ class BEVFormer(nn.Module):
             features (B, C, rows, columns) and what they cover (B, rows, columns), zeros for samples without
             history; None where nobody asks or there is no history.
         """
-        if memory is None or not self.config.centres.compare or self.config.temporal.alone:
+        temporal = self.config.temporal
+        if memory is None or not self.config.centres.compare or temporal.alone:
             return None
+        memory = frame_before(memory, frames.timestamps_s, temporal.interval_s)
         there = memory.valid[:, None, None]
         pose = torch.where(there, memory.bev_to_global, frames.bev_to_global)
         # where, not a product: what is forgotten may hold NaN.
@@ -227,8 +229,11 @@ class BEVFormer(nn.Module):
         Returns:
             (B, C, rows, columns).
         """
-        if self.config.temporal.mode == "fusion":
+        temporal = self.config.temporal
+        if temporal.mode == "fusion":
             memory = None
+        elif memory is not None:
+            memory = frame_before(memory, frames.timestamps_s, temporal.interval_s)
         features = features[: self.config.bev.feature_levels]
         position = self.bev_position(self.grid.rows, self.grid.columns)
         tokens: Tensor = self.bev_transformer(features, frames, self.bev_queries.weight, position, memory)
@@ -277,9 +282,10 @@ class BEVFormer(nn.Module):
         newest = BEVMemory(
             bev, frames.bev_to_global, frames.timestamps_s, valid.to(bev.device), frames.can_bus
         )
-        if self.fusion is None:
+        temporal = self.config.temporal
+        if temporal.alone or (temporal.mode == "recurrent" and temporal.interval_s == 0.0):
             return newest
-        return push(memory, newest, self.config.temporal.past, self.config.temporal.interval_s)
+        return push(memory, newest, temporal.needed, temporal.interval_s)
 
     def losses(
         self, outputs: ModelOutputs, targets: Targets, reduce_mean: ReduceMean = lambda x: x

@@ -245,6 +245,38 @@ def fuse_memory(
     return fused
 
 
+def frame_before(memory: BEVMemory, now_s: Tensor, interval_s: float) -> BEVMemory:
+    """The one frame that a recurrent model goes on from.
+
+    What a model learned of motion between key frames holds for frames as far apart: with an interval it is
+    given the frame nearest to one interval ago, whatever the cameras' rate, or none.
+
+    Args:
+        memory: remembered frames, B samples.
+        now_s: (B,) time of the current frame.
+        interval_s: 0 for the newest frame.
+
+    Returns:
+        One frame; samples without a frame half to one and a half intervals ago are invalid.
+    """
+    frames = memory.frames
+    if interval_s == 0.0:
+        return frames[0]
+    off_s = torch.stack([(now_s - frame.timestamps_s - interval_s).abs() for frame in frames])
+    wrong = ~torch.stack([frame.valid for frame in frames]) | (off_s > 0.5 * interval_s)
+    off_s = torch.where(wrong, math.inf, off_s)
+    index = off_s.argmin(0)
+    there = off_s.isfinite().any(0)
+    if len(frames) == 1:
+        return frames[0].keep(there)
+    sample = torch.arange(len(index), device=index.device)
+
+    def pick(name: str) -> Tensor:
+        return torch.stack([getattr(frame, name) for frame in frames])[index, sample]
+
+    return BEVMemory(pick("features"), pick("bev_to_global"), pick("timestamps_s"), there)
+
+
 def push(memory: BEVMemory | None, newest: BEVMemory, past: int, interval_s: float) -> BEVMemory:
     """The memory after a frame; no more than later frames can need.
 
