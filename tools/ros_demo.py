@@ -34,7 +34,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", default="out/ros-demo", help="folder for what it makes (%(default)s)")
     parser.add_argument("--sets-per-second", type=float, default=5.0, help="of six images (%(default)s)")
     parser.add_argument("--key-frames", type=int, default=40, help="of the scene, at most (%(default)s)")
-    parser.add_argument("--precision", default="32-true", help="32-true or bf16-mixed (%(default)s)")
+    parser.add_argument("--precision", default="auto", help="auto, 32-true or bf16-mixed (%(default)s)")
     parser.add_argument("--domain", type=int, default=73, help="ROS domain (%(default)s)")
     options = parser.parse_args(argv)
     if options.sets_per_second <= 0 or options.key_frames < 2:

@@ -34,7 +34,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--rate", type=float, default=2.5, help="2.5 plays 2 Hz key frames at 5 Hz (%(default)s)"
     )
-    parser.add_argument("--precision", default="32-true", help="32-true or bf16-mixed (%(default)s)")
+    parser.add_argument("--precision", default="auto", help="auto, 32-true or bf16-mixed (%(default)s)")
     parser.add_argument("--fault", action="append", default=[], help="as for tools/replay_bag.py")
     parser.add_argument("--out", default="out/ros-soak", help="folder for logs and report.json (%(default)s)")
     parser.add_argument("--domain", type=int, default=74, help="ROS domain (%(default)s)")

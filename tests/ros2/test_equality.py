@@ -86,6 +86,13 @@ def test_the_comparison_of_boxes_sees_small_differences(recording: Path) -> None
     assert largest_box_difference(boxes, moved) == pytest.approx(0.01, rel=1e-3)
 
 
+def test_every_p95_of_the_latency_is_read_back(recording: Path) -> None:
+    published = read_recording(recording)
+    newest = published.diagnostics["timing"]["latency p95"]
+    assert published.latency_p95_ms[-1] == float(newest.removesuffix(" ms"))
+    assert min(published.latency_p95_ms) > 0
+
+
 def test_detection_arrays_hold_the_same_boxes(
     running: NodeProcess, probe: Probe, domain: int, bag: Path
 ) -> None:
