@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bevperception.errors import ConfigError
-from bevperception.models.heads.suppression import without_doubles
+from bevperception.models.heads.suppression import drop_doubles
 from bevperception.structures import Boxes3D
 from tests.models.builders import random_frames, tiny_config, tiny_model
 
@@ -32,7 +32,7 @@ def test_the_better_of_two_near_ones_stays(count: int, seed: int, share: float) 
         away = [float((boxes.values[k, :2] - boxes.values[index, :2]).norm()) for k in rivals]
         if all(d >= share * float(boxes.values[k, 3]) for k, d in zip(rivals, away, strict=True)):
             kept.append(index)
-    found = without_doubles(boxes, share)
+    found = drop_doubles(boxes, share)
     assert torch.equal(found.values, boxes.values[kept])
     assert torch.equal(found.labels, boxes.labels[kept])
     assert torch.equal(found.scores, boxes.scores[kept])
@@ -42,7 +42,7 @@ def test_what_a_suppressed_box_is_near_to_stays() -> None:
     """Three in a row, 1 m apart, 3 m long: the second goes, the third is far enough from the first."""
     values = torch.zeros(3, 9)
     values[:, 0], values[:, 3] = torch.tensor([0.0, 1.0, 2.0]), 3.0
-    found = without_doubles(Boxes3D(values, torch.zeros(3).long(), torch.tensor([0.9, 0.8, 0.7])), 0.5)
+    found = drop_doubles(Boxes3D(values, torch.zeros(3).long(), torch.tensor([0.9, 0.8, 0.7])), 0.5)
     assert found.values[:, 0].tolist() == [0.0, 2.0]
 
 
@@ -55,7 +55,7 @@ def test_the_model_decodes_without_doubles_where_it_is_asked_to() -> None:
     plain, merged = model.decode(outputs), other.decode(outputs)
     assert any(len(m) < len(p) for m, p in zip(merged, plain, strict=True))
     for found, boxes in zip(merged, plain, strict=True):
-        assert torch.equal(found.values, without_doubles(boxes, 60.0).values)
+        assert torch.equal(found.values, drop_doubles(boxes, 60.0).values)
 
 
 def test_a_negative_share_is_refused() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from bevperception.models.heads.perspective.camera import boxes_to_bev, pinholes
 from bevperception.models.heads.perspective.codec import PerspectiveCodec, by_image
 from bevperception.models.heads.perspective.network import locations
+from bevperception.models.heads.suppression import greedy
 from bevperception.structures import Boxes3D, PerspectiveOutputs
 
 _SMALLEST_RADIUS_M = 0.5
@@ -164,19 +165,7 @@ def without_doubles(
         near &= label[others] == label[index]
         return near
 
-    return np.array(_greedy(len(label), doubles_of, rules.limit), dtype=np.int64)
-
-
-def _greedy(
-    count: int, doubles_of: Callable[[int, NDArray[np.intp]], NDArray[np.bool_]], limit: int
-) -> list[int]:
-    left = np.arange(count)
-    kept: list[int] = []
-    while len(left) and len(kept) < limit:
-        kept.append(int(left[0]))
-        rest = left[1:]
-        left = rest[~doubles_of(kept[-1], rest)]
-    return kept
+    return np.array(greedy(len(label), doubles_of, rules.limit), dtype=np.int64)
 
 
 def _iou(one: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
