@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from bevperception.config_model import DetectionConfig, ModelConfig, SegmentationConfig
 from bevperception.models.backbones import build_backbone
 from bevperception.models.bev.encoder import BEVEncoder, BEVEncoderLayer
-from bevperception.models.bev.fusion import TemporalFusion, choose_frames, frame_before, fuse_memory, push
+from bevperception.models.bev.fusion import TemporalFusion, fuse_memory
 from bevperception.models.bev.grid import LearnedPositionalEncoding
+from bevperception.models.bev.history import choose_frames, frame_before, pick_frames, push
 from bevperception.models.bev.memory import warp_bev
 from bevperception.models.bev.transformer import BEVTransformer
 from bevperception.models.heads.box_code import BoxCodec
@@ -255,11 +256,12 @@ class BEVFormer(nn.Module):
             return bev
         temporal = self.config.temporal
         current = self.remember(bev, frames)
-        choices = choose_frames(
+        # A sequence begins as one that has forgotten all.
+        memory = current.keep(torch.zeros_like(current.valid)) if memory is None else memory
+        choice = choose_frames(
             memory, frames.timestamps_s, temporal.past, temporal.future, temporal.interval_s
         )
-        remembered = [] if memory is None else memory.frames
-        chosen = [choice.gather(remembered, current) for choice in choices]
+        chosen = pick_frames(memory, choice)
         return fuse_memory(self.fusion, self.grid, current, chosen, temporal.past, temporal.missing)
 
     def remember(

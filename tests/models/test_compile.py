@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from bevperception.config_model import TemporalConfig
 from bevperception.models.bevformer import BEVFormer
 from bevperception.structures import BEVMemory, CameraFrames
-from tests.models.builders import random_frames, tiny_model
+from tests.models.builders import random_frames, tiny_config, tiny_model
 
 Seen = tuple[Tensor, ...]
 
@@ -34,7 +37,15 @@ def looking(model: BEVFormer) -> Callable[[CameraFrames, BEVMemory | None], Seen
     return look
 
 
-def compiled(look: Any, backend: str) -> Any:
+def streaming(model: BEVFormer) -> Callable[[CameraFrames, BEVMemory | None], tuple[Seen, BEVMemory]]:
+    def look(frames: CameraFrames, memory: BEVMemory | None) -> tuple[Seen, BEVMemory]:
+        outputs, kept = model(frames, memory)
+        return (outputs.bev, outputs.detection.box_codes, outputs.segmentation_logits), kept
+
+    return look
+
+
+def compiled(look: Any, backend: Any) -> Any:
     return torch.compile(look, fullgraph=True, backend=backend)
 
 
@@ -59,6 +70,39 @@ def test_the_whole_model_is_one_graph(batch: int) -> None:
     second.camera_mask[0, 1] = False
     second.images[0, 1] = float("nan")
     assert_close(graph(second, memory), look(second, memory), 1e-9)
+
+
+MEMORIES = {
+    "recurrent, by time": TemporalConfig(interval_s=0.5),
+    "fusion": TemporalConfig(mode="fusion", past=2),
+    "fusion, by time": TemporalConfig(mode="fusion", past=2, interval_s=0.5),
+    "fusion, published": TemporalConfig(
+        mode="fusion", past=2, missing="nearest", coverage=False, residual=False
+    ),
+}
+
+
+@pytest.mark.parametrize("temporal", MEMORIES.values(), ids=list(MEMORIES))
+@torch.no_grad()
+def test_a_stream_is_two_graphs(temporal: TemporalConfig) -> None:
+    """The first frame, and all others: frames at no fixed rate, a gap, a sample lost."""
+    model = tiny_model(replace(tiny_config(), temporal=temporal))
+    if model.fusion is not None:
+        model.fusion.projection.weight.normal_(0, 0.2)
+    look = streaming(model)
+    counter = CompileCounterWithBackend("aot_eager")
+    graph = compiled(look, counter)
+    mine: BEVMemory | None = None
+    eager: BEVMemory | None = None
+    for step, time_s in enumerate((0.0, 0.5, 0.7, 1.05, 1.2, 4.0, 4.4, 4.6)):
+        stamps = torch.tensor([time_s, 2 * time_s]).double()
+        frames = replace(random_frames(2, seed=step), timestamps_s=stamps)
+        seen, mine = graph(frames, mine)
+        expected, eager = look(frames, eager)
+        assert_close(seen, expected, 1e-9)
+        if step == 4:
+            mine, eager = (m.keep(torch.tensor([True, False])) for m in (mine, eager))
+    assert counter.frame_count == 2
 
 
 @pytest.mark.slow

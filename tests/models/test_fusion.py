@@ -11,7 +11,8 @@ from torch import Tensor
 from bevperception.config_model import ModelConfig, TemporalConfig
 from bevperception.errors import ConfigError
 from bevperception.geometry import BEVGrid, planar_pose
-from bevperception.models.bev.fusion import TemporalFusion, choose_frames, fuse_memory, push
+from bevperception.models.bev.fusion import TemporalFusion, fuse_memory
+from bevperception.models.bev.history import choose_frames, pick_frames, push
 from bevperception.models.bev.memory import seen_from
 from bevperception.models.bevformer import BEVFormer
 from bevperception.structures import Batch, BEVMemory, CameraFrames
@@ -159,23 +160,59 @@ def test_cells_from_outside_are_marked() -> None:
     assert torch.equal(maps[0][0, 0], coverages[0][0])
 
 
+def chosen(memory: BEVMemory, now_s: float, past: int, future: int, interval_s: float) -> list[float | None]:
+    """Times of the first sample's frames, slot by slot; the frames that are picked must be those."""
+    now = torch.full((len(memory.valid),), now_s).double()
+    choice = choose_frames(memory, now, past, future, interval_s)
+    index, there = choice.index[:, 0].tolist(), choice.there[:, 0].tolist()
+    found = [times(memory)[i] if valid else None for i, valid in zip(index, there, strict=True)]
+    picked = pick_frames(memory, choice)
+    assert found == [float(f.timestamps_s[0]) if f.valid[0] else None for f in picked]
+    return found
+
+
 def test_choice_without_interval() -> None:
     memory = frame(3.0).with_older([frame(2.5), frame(2.0, valid=False), frame(1.0)])
-    (a, b, c, d) = choose_frames(memory, torch.tensor([3.5]).double(), 4, 0, 0.0)
-    assert (a.index, b.index, c.index, d.index) == ((None,), (3,), (1,), (0,))
-    earlier, later = choose_frames(memory, torch.tensor([2.7]).double(), 1, 1, 0.0)
-    assert (earlier.index, later.index) == ((1,), (0,))
-    assert choose_frames(None, torch.zeros(2).double(), 1, 1, 0.0)[0].index == (None, None)
+    assert chosen(memory, 3.5, 4, 0, 0.0) == [None, 1.0, 2.5, 3.0]
+    assert chosen(memory, 2.7, 1, 1, 0.0) == [2.5, 3.0]
+    assert chosen(frame(1.0, valid=False, batch=2), 2.0, 1, 1, 0.0) == [None, None]
+    assert chosen(frame(1.0), 2.0, 3, 2, 0.0) == [None, None, 1.0, None, None]
 
 
 def test_choice_by_interval_and_a_gap() -> None:
     frames = [frame(10.0 - 0.5 * k) for k in range(10) if k not in (3, 4, 5)]
-    memory = frames[0].with_older(frames[1:])
-    oldest, middle, newest = choose_frames(memory, torch.tensor([10.5]).double(), 3, 0, 1.0)
-    chosen = [None if c.index[0] is None else times(memory)[c.index[0]] for c in (newest, middle, oldest)]
-    assert chosen == [9.5, 9.0, 7.0]
-    (lost,) = choose_frames(frame(1.0), torch.tensor([9.0]).double(), 1, 0, 2.0)
-    assert lost.index == (None,)
+    assert chosen(frames[0].with_older(frames[1:]), 10.5, 3, 0, 1.0) == [7.0, 9.0, 9.5]
+    assert chosen(frame(1.0), 9.0, 1, 0, 2.0) == [None]
+
+
+def test_samples_choose_and_forget_for_themselves() -> None:
+    """Two samples of other times in one memory are as two memories."""
+
+    def one(stamps: list[float], rate: float) -> list[BEVMemory]:
+        return [frame(rate * t, value=rate * t, valid=t != 3.0) for t in stamps]
+
+    def both(a: BEVMemory, b: BEVMemory) -> BEVMemory:
+        parts = [torch.cat((getattr(a, n), getattr(b, n))) for n in ("features", "bev_to_global")]
+        return BEVMemory(*parts, torch.cat((a.timestamps_s, b.timestamps_s)), torch.cat((a.valid, b.valid)))
+
+    stamps = [float(t) for t in range(9)]
+    for interval_s in (0.0, 0.8):
+        singles: list[BEVMemory | None] = [None, None]
+        batch: BEVMemory | None = None
+        for a, b in zip(one(stamps, 0.2), one(stamps, 0.9), strict=True):
+            singles = [push(m, now, 3, interval_s) for m, now in zip(singles, (a, b), strict=True)]
+            batch = push(batch, both(a, b), 3, interval_s)
+        now = torch.tensor([0.2 * 9, 0.9 * 9]).double()
+        picked = pick_frames(batch, choose_frames(batch, now, 3, 0, interval_s))
+        for b, single in enumerate(singles):
+            assert single is not None
+            mine = pick_frames(single, choose_frames(single, now[b : b + 1], 3, 0, interval_s))
+            assert any(bool(f.valid) for f in mine)
+            for alone, together in zip(mine, picked, strict=True):
+                assert bool(alone.valid[0]) == bool(together.valid[b])
+                if bool(alone.valid[0]):
+                    assert torch.equal(alone.features[0], together.features[b])
+                    assert alone.timestamps_s[0] == together.timestamps_s[b]
 
 
 @pytest.mark.parametrize("rate_hz", [2.0, 12.0, 20.0])
@@ -184,8 +221,9 @@ def test_memory_with_interval_is_bounded_and_serves_every_slot(rate_hz: float) -
     for index in range(int(30 * rate_hz)):
         now = frame(index / rate_hz)
         if memory is not None and index / rate_hz > 9.0:
-            choices = choose_frames(memory, now.timestamps_s, 4, 0, 2.0)
-            ages = [float(now.timestamps_s) - times(memory)[c.index[0]] for c in choices[::-1]]
+            found = chosen(memory, index / rate_hz, 4, 0, 2.0)[::-1]
+            ages = [index / rate_hz - time_s for time_s in found if time_s is not None]
+            assert len(ages) == 4
             assert all(abs(age - 2.0 * (k + 1)) <= 0.26 for k, age in enumerate(ages))
         memory = push(memory, now, 4, 2.0)
     assert memory is not None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bevperception.config_model import TemporalConfig
 from bevperception.errors import ConfigError
-from bevperception.models.bev.fusion import choose_frames, frame_before
+from bevperception.models.bev.history import choose_frames, frame_before
 from bevperception.models.bevformer import BEVFormer
 from bevperception.structures import BEVMemory, CameraFrames
 from tests.models.builders import random_frames, tiny_config, tiny_model
@@ -40,13 +40,13 @@ def test_each_sample_goes_on_from_the_frame_an_interval_ago() -> None:
 def test_it_is_the_choice_of_a_fusion_of_one(ages_s: tuple[float, ...]) -> None:
     frames = [frame(10.0 - age) for age in ages_s]
     memory, now = frames[0].with_older(frames[1:]), torch.tensor([10.0]).double()
-    (choice,) = choose_frames(memory, now, 1, 0, 0.5)
+    choice = choose_frames(memory, now, 1, 0, 0.5)
     found = frame_before(memory, now, 0.5)
-    if choice.index[0] is None:
-        assert not found.valid.any()
-    else:
-        assert found.valid.all()
-        assert found.timestamps_s[0] == frames[choice.index[0]].timestamps_s[0]
+    off_s = {age: abs(age - 0.5) for age in ages_s}
+    nearest = min(off_s, key=lambda age: off_s[age])
+    assert bool(choice.there) == bool(found.valid) == (off_s[nearest] <= 0.25)
+    if bool(found.valid):
+        assert found.timestamps_s[0] == frames[int(choice.index)].timestamps_s[0] == 10.0 - nearest
 
 
 def test_forgotten_frames_are_not_gone_on_from() -> None:

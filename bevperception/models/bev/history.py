@@ -1,0 +1,192 @@
+"""Which frames are remembered, and which of them a new frame is made with.
+
+Every decision is made with tensors, sample by sample, so that a batch of n is n singles and a compiled graph
+can hold it. Only what is done with a decision differs: eager code picks frames without a copy where all samples
+agree and drops what no sample needs, a compiled graph copies into as many frames as there can ever be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bevperception.structures import BEVMemory
+
+_SPACING = 0.2
+"""With an interval, remembered frames lie at least this share of it apart."""
+_ROUNDING_S = 1e-3
+
+
+@dataclass(frozen=True)
+class FrameChoice:
+    """Which remembered frames fill the slots of a model, sample by sample.
+
+    Attributes:
+        index: (slots, B) positions in the memory's frames; anything where there is none.
+        there: (slots, B) bool, whether there is one.
+    """
+
+    index: Tensor
+    there: Tensor
+
+
+def choose_frames(memory: BEVMemory, now_s: Tensor, past: int, future: int, interval_s: float) -> FrameChoice:
+    """What fills the slots of a fusion.
+
+    Args:
+        memory: remembered frames, of any times.
+        now_s: (B,) time of the current frame.
+        past: slots for frames not later than the current one.
+        future: slots for later frames.
+        interval_s: 0 takes the nearest frames in time; otherwise slot k takes the frame nearest to k
+            intervals away, unless it lies more than half an interval off.
+
+    Returns:
+        past + future slots in order of time, the current frame between them left out.
+    """
+    frames = memory.frames
+    valid = torch.stack([frame.valid for frame in frames])
+    ages_s = now_s - torch.stack([frame.timestamps_s for frame in frames])
+    earlier = _fill(ages_s, valid & (ages_s >= 0), past, interval_s)
+    later = _fill(-ages_s, valid & (ages_s < 0), future, interval_s)
+    index, there = (torch.cat((a.flip(0), b)) for a, b in zip(earlier, later, strict=True))
+    return FrameChoice(index, there)
+
+
+def _fill(away_s: Tensor, candidates: Tensor, slots: int, interval_s: float) -> tuple[Tensor, Tensor]:
+    """Frame of each slot, nearest slot first, and whether it is there, from (frames, B) distances."""
+    if interval_s == 0.0:
+        away_s = torch.where(candidates, away_s, math.inf)
+        index = away_s.argsort(dim=0, stable=True)[:slots]
+        return _padded(index, away_s.gather(0, index).isfinite(), slots)
+    wanted_s = interval_s * torch.arange(1, slots + 1, device=away_s.device, dtype=away_s.dtype)
+    off_s = (away_s[None] - wanted_s[:, None, None]).abs()
+    off_s = torch.where(candidates & (off_s <= 0.5 * interval_s), off_s, math.inf)
+    return off_s.argmin(1), off_s.isfinite().any(1)
+
+
+def _padded(index: Tensor, there: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """As many rows as slots; there is nothing in those that are added."""
+    missing = slots - len(index)
+    if missing <= 0:
+        return index, there
+    empty = index.new_zeros(missing, index.shape[1])
+    return torch.cat((index, empty)), torch.cat((there, torch.zeros_like(empty, dtype=torch.bool)))
+
+
+def pick_frames(memory: BEVMemory, choice: FrameChoice) -> list[BEVMemory]:
+    """The chosen frames, one a slot.
+
+    Args:
+        memory: what the choice was made from.
+        choice: (slots, B).
+
+    Returns:
+        A frame a slot; what samples without one hold there means nothing, and ``valid`` says so.
+    """
+    frames = memory.frames
+    if not torch.compiler.is_compiling():
+        agreed = [set(slot) for slot in choice.index.tolist()]
+        if all(len(slot) == 1 for slot in agreed):
+            chosen = [frames[slot.pop()] for slot in agreed]
+            return [f.keep(there) for f, there in zip(chosen, choice.there, strict=True)]
+    sample = torch.arange(choice.index.shape[1], device=choice.index.device)
+
+    def pick(parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack(tuple(parts))[choice.index, sample]
+
+    features = pick([f.features for f in frames])
+    poses, stamps = pick([f.bev_to_global for f in frames]), pick([f.timestamps_s for f in frames])
+    buses = [f.can_bus for f in frames if f.can_bus is not None]
+    driven = pick(buses) if len(buses) == len(frames) else [None] * len(choice.index)
+    valid = choice.there & pick([f.valid for f in frames])
+    return [BEVMemory(*slot) for slot in zip(features, poses, stamps, valid, driven, strict=True)]
+
+
+def frame_before(memory: BEVMemory, now_s: Tensor, interval_s: float) -> BEVMemory:
+    """The one frame that a recurrent model goes on from.
+
+    What a model learned of motion between key frames holds for frames as far apart: with an interval it is
+    given the frame nearest to one interval ago, whatever the cameras' rate, or none.
+
+    Args:
+        memory: remembered frames, B samples.
+        now_s: (B,) time of the current frame.
+        interval_s: 0 for the newest frame.
+
+    Returns:
+        One frame; samples without a frame half to one and a half intervals ago are invalid.
+    """
+    if interval_s == 0.0:
+        return memory.with_older([])
+    (found,) = pick_frames(memory, choose_frames(memory, now_s, 1, 0, interval_s))
+    return found
+
+
+def push(memory: BEVMemory | None, newest: BEVMemory, past: int, interval_s: float) -> BEVMemory:
+    """The memory after a frame; no more than later frames can need.
+
+    Args:
+        memory: before it.
+        newest: the frame alone.
+        past: slots for past frames.
+        interval_s: see :func:`choose_frames`; 0 keeps the last ``past`` frames, otherwise the memory
+            holds about five frames an interval, whatever the frame rate.
+
+    Returns:
+        ``newest`` with the older frames behind it.
+    """
+    if past == 0:
+        return newest
+    older = [] if memory is None else memory.frames
+    if torch.compiler.is_compiling():
+        return newest.with_older(_in_full(older, newest, past, interval_s))
+    if not older:
+        return newest
+    needed = _needed(older, newest, past, interval_s)
+    alive = needed.any(1).tolist()
+    return newest.with_older(
+        [frame.keep(mine) for frame, mine, lives in zip(older, needed, alive, strict=True) if lives]
+    )
+
+
+def _in_full(older: Sequence[BEVMemory], newest: BEVMemory, past: int, interval_s: float) -> list[BEVMemory]:
+    """The older frames to keep in a list of fixed length, so that a stream compiles two graphs, not many."""
+    length = past if interval_s == 0.0 else 1 + int(_reach_s(past, interval_s) / _spacing_s(interval_s))
+    if not older:
+        forgotten = newest.keep(torch.zeros_like(newest.valid))
+        # Tensors of their own: a graph is compiled for what its inputs share, and later frames share nothing.
+        return [forgotten._map(torch.clone) for _ in range(length)]
+    needed = _needed(older, newest, past, interval_s)
+    index = (~needed).int().argsort(dim=0, stable=True)[:length]
+    there = needed.gather(0, index)
+    return pick_frames(older[0].with_older(list(older[1:])), FrameChoice(*_padded(index, there, length)))
+
+
+def _needed(older: Sequence[BEVMemory], newest: BEVMemory, past: int, interval_s: float) -> Tensor:
+    """(frames, B) bool: which of the older frames, newest first, are kept."""
+    valid = torch.stack([frame.valid for frame in older])
+    if interval_s == 0.0:
+        newer = newest.valid + valid.long().cumsum(0) - valid.long()
+        return valid & (newer < past)
+    stamps_s = torch.stack([frame.timestamps_s for frame in older])
+    in_reach = valid & ((newest.timestamps_s - stamps_s).abs() <= _reach_s(past, interval_s))
+    kept: list[Tensor] = []
+    last_s = torch.full_like(newest.timestamps_s, -math.inf)
+    for stamp_s, candidate in zip(stamps_s.flip(0), in_reach.flip(0), strict=True):
+        # From the oldest on, so that what was once kept stays.
+        kept.append(candidate & ((stamp_s - last_s).abs() >= _spacing_s(interval_s)))
+        last_s = torch.where(kept[-1], stamp_s, last_s)
+    return torch.stack(kept[::-1])
+
+
+def _reach_s(past: int, interval_s: float) -> float:
+    return (past + 0.5) * interval_s
+
+
+def _spacing_s(interval_s: float) -> float:
+    return _SPACING * interval_s - _ROUNDING_S
