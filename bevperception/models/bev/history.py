@@ -1,8 +1,8 @@
 """Which frames are remembered, and which of them a new frame is made with.
 
 Every decision is made with tensors, sample by sample, so that a batch of n is n singles and a compiled graph
-can hold it. Only what is done with a decision differs: eager code picks frames without a copy where all samples
-agree and drops what no sample needs, a compiled graph copies into as many frames as there can ever be.
+can hold it. Only what is done with a decision differs: eager code picks frames without a copy where all
+samples agree and drops what no sample needs, a compiled graph copies into a list of fixed length.
 """
 
 from __future__ import annotations
