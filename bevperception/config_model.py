@@ -15,12 +15,14 @@ class BackboneConfig:
     """Image backbone.
 
     Args:
-        variant: internimage_{micro,t,s,b,l,xl,h,g} or resnet{50,101}.
+        variant: internimage_{micro,t,s,b,l,xl,h,g}, resnet{50,101} or resnet_micro.
         out_indices: stages (0 to 3; strides 4, 8, 16, 32) handed to the neck.
         drop_path_rate: stochastic depth; None takes the variant's own.
         checkpointing: recompute activations in backward to save memory.
         frozen_stages: stages that do not train; -1 trains all, 0 freezes the stem, k the stem and
             the first k stages.
+        train_norm: batch norm learns and goes by its batches, as a ResNet from random weights needs; without
+            it, as published, it stays what the pretrained weights made it.
         weights: safetensors or .pth file with backbone weights to start from.
     """
 
@@ -29,6 +31,7 @@ class BackboneConfig:
     drop_path_rate: float | None = None
     checkpointing: bool = False
     frozen_stages: int = -1
+    train_norm: bool = False
     weights: str | None = None
 
 

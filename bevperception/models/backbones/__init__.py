@@ -21,6 +21,8 @@ def build_backbone(config: BackboneConfig) -> internimage.InternImage | resnet.R
         ConfigError: the variant is unknown, or a setting is out of range or does not apply to it.
     """
     if config.variant in internimage.VARIANTS:
+        if config.train_norm:
+            raise ConfigError(f"backbone.train_norm is not for {config.variant}, which has no batch norm")
         return internimage.InternImage(
             internimage.VARIANTS[config.variant],
             config.out_indices,
@@ -36,6 +38,8 @@ def build_backbone(config: BackboneConfig) -> internimage.InternImage | resnet.R
             config.out_indices,
             checkpointing=config.checkpointing,
             frozen_stages=config.frozen_stages,
+            norm_eval=not config.train_norm,
+            norm_trainable=config.train_norm,
         )
     names = ", ".join([*internimage.VARIANTS, *resnet.VARIANTS])
     raise ConfigError(f"backbone.variant {config.variant!r} is unknown; available: {names}")

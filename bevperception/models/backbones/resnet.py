@@ -1,4 +1,4 @@
-"""ResNet-50 and ResNet-101 (He et al., Deep Residual Learning, CVPR 2016), for published checkpoints.
+"""ResNets (He et al., Deep Residual Learning, CVPR 2016): 50 and 101 as published, and a small one.
 
 Names of modules and parameters are torchvision's and mmdet's, so that their weights load as they are.
 """
@@ -43,6 +43,8 @@ VARIANTS = {
     "resnet101": ResNetSpec((3, 4, 23, 3)),
     "resnet50_caffe": ResNetSpec((3, 4, 6, 3), "caffe"),
     "resnet101_caffe": ResNetSpec((3, 4, 23, 3), "caffe"),
+    # As slow as internimage_micro on a CPU, to compare with it.
+    "resnet_micro": ResNetSpec((2, 2, 3, 2), base_channels=16, stem_channels=16),
 }
 
 

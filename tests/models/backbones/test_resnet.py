@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from bevperception.config_model import BackboneConfig
+from bevperception.errors import ConfigError
 from bevperception.models.backbones import build_backbone
 from bevperception.models.backbones.resnet import Bottleneck, ResNet, ResNetSpec
 
@@ -101,3 +102,20 @@ def test_checkpointing_changes_nothing() -> None:
         results.append((outputs, [p.grad for p in model.parameters()]))
     for a, b in zip(results[0][0] + results[0][1], results[1][0] + results[1][1], strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_one_trained_from_random_weights_goes_by_its_batches() -> None:
+    """Otherwise the statistics of a network that is built at random stay 0 and 1, whatever comes in."""
+    images = 5 + 3 * torch.randn(4, 3, 65, 97)
+    for train_norm in (False, True):
+        model = build_backbone(BackboneConfig(variant="resnet_micro", train_norm=train_norm)).train()
+        last = model(images)[-1]
+        last.square().mean().backward()
+        norm = model.get_submodule("layer4.1.bn3")
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert (norm.weight.grad is not None) == train_norm
+        assert bool((norm.running_mean != 0).any()) == train_norm
+    assert model.out_channels == (128, 256, 512)
+    assert last.shape[-2:] == (3, 4)
+    with pytest.raises(ConfigError, match="no batch norm"):
+        build_backbone(BackboneConfig(train_norm=True))
