@@ -19,10 +19,12 @@ import yaml
 
 from bevperception.checkpoints.weights import CARD_NAME, WEIGHTS_NAME
 from bevperception.errors import BevError, ConfigError, DataError
+from bevperception.training.record import dump_record, record
 
 TRAIN_TOOL = Path(__file__).resolve().parents[2] / "tools" / "train.py"
 LOG_NAME = "output.log"
 TABLE_NAME = "table.md"
+RECORD_FOLDER = "records"
 _POLL_S = 0.5
 _KEYS = {"config", "options", "start", "parts"}
 _METRICS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
@@ -115,7 +117,7 @@ def run_plan(runs: Sequence[Run], out: Path, jobs: int, extra: Sequence[str] = (
         extra: options for all runs.
 
     Returns:
-        The table of all runs, also written to ``table.md``.
+        The table of all runs, also written to ``table.md``; ``records/`` holds a small file for each.
 
     Raises:
         BevError: a run failed; the others that do not start from it are finished first.
@@ -142,7 +144,7 @@ def run_plan(runs: Sequence[Run], out: Path, jobs: int, extra: Sequence[str] = (
         for _, process in active:
             process.terminate()
     table = results_table(runs, out)
-    out.mkdir(parents=True, exist_ok=True)
+    keep_records(runs, out)
     (out / TABLE_NAME).write_text(table + "\n", encoding="utf-8")
     if failed:
         raise BevError(
@@ -150,6 +152,16 @@ def run_plan(runs: Sequence[Run], out: Path, jobs: int, extra: Sequence[str] = (
             f"the others are in {out / TABLE_NAME}"
         )
     return table
+
+
+def keep_records(runs: Sequence[Run], out: Path) -> None:
+    """Write what is worth keeping of every complete run to ``records/``, a few kilobytes each."""
+    folder = out / RECORD_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        if run.metrics(out) is not None:
+            text = dump_record({"run": run.name, "options": dict(run.options), **record(out / run.name)})
+            (folder / f"{run.name}.json").write_text(text, encoding="utf-8")
 
 
 def _unfinished(name: str, runs: Sequence[Run], out: Path) -> bool:

@@ -12,6 +12,7 @@ from bevperception.config_io import load_config
 from bevperception.errors import BevError, ConfigError, DataError
 from bevperception.training import plan
 from bevperception.training.plan import LOG_NAME, TABLE_NAME, read_plan, run_plan
+from bevperception.training.record import curve, record
 from tools.run_plan import main
 
 PLANS = Path(__file__).resolve().parents[2] / "configs" / "plans"
@@ -31,7 +32,13 @@ with (out.parent / "order.txt").open("a") as file:
     file.write(json.dumps([out.name, options]) + "\\n")
 metrics = {"detection": {"overall": {"NDS": 0.25}}, "segmentation": {"iou": {"vehicle": 0.5}}}
 (out / "weights.safetensors").write_bytes(b"")
-(out / "card.json").write_text(json.dumps({"metrics": metrics}))
+(out / "card.json").write_text(json.dumps({"metrics": metrics, "step": 5, "commit": "abc"}))
+for version, steps in ((0, range(0, 60, 10)), (1, range(40, 100, 10))):
+    log = out / f"logs/version_{version}/metrics.csv"
+    log.parent.mkdir(parents=True)
+    lines = [f"{step},{step + 100 * version},{step / 10},0.5,0.0" for step in steps]
+    heads = "step,train/loss,train/a.box,train/a.layer0.box,train/skipped"
+    log.write_text("\\n".join([heads, *lines, ",,,,"]) + "\\n")
 """
 
 PLAN = """
@@ -74,6 +81,27 @@ def test_runs_are_made_once_after_those_they_start_from(folder: Path, jobs: int)
     assert table.count("| 0.250 |") == table.count("| 0.500 |") == 3
     run_plan(runs, out, jobs)
     assert len((out / "order.txt").read_text().splitlines()) == 3, "complete runs were made again"
+
+
+def test_a_record_holds_the_curve_of_a_resumed_run(folder: Path) -> None:
+    """Steps that were made twice count as the second run made them; layers and rates are left out."""
+    out = folder / "out"
+    run_plan(read_plan(write(folder, PLAN)), out, 1)
+    kept = json.loads((out / "records" / "third.json").read_text())
+    assert (kept["run"], kept["step"], kept["commit"]) == ("third", 5, "abc")
+    assert kept["options"]["training.seed"] == 4
+    assert kept["detection"] == {"NDS": 0.25}
+    assert kept["iou"] == {"vehicle": 0.5}
+    assert set(kept["curve"]) == {"step", "loss", "a.box"}
+    losses = [0, 10, 20, 30, *range(140, 200, 10)]
+    assert kept["curve"]["loss"] == losses
+    assert curve(out / "third", 4) == {
+        "step": [21, 51, 81, 91],
+        "loss": [10.0, round((30 + 140 + 150) / 3, 4), 170.0, 190.0],
+        "a.box": [1.0, 4.0, 7.0, 9.0],
+    }
+    with pytest.raises(DataError, match="no complete run"):
+        record(folder / "nowhere")
 
 
 @pytest.mark.parametrize(("steps", "log"), [(13, "unlucky"), (0, "")])
