@@ -224,7 +224,7 @@ class PerspectiveLevel(_Movable):
 
 @dataclass
 class PerspectiveOutputs(_Movable):
-    """What the perspective head says of the M images of the cameras that are there.
+    """What the perspective head says of M images: those of the cameras that are there, or of all.
 
     Attributes:
         levels: raw predictions.
@@ -233,6 +233,7 @@ class PerspectiveOutputs(_Movable):
         bev_to_image: (M, 4, 4).
         image_size: (height, width) in pixels.
         shape: (B, N).
+        present: (M,) bool, False for a camera that is not there; None where all are.
     """
 
     levels: list[PerspectiveLevel]
@@ -241,6 +242,7 @@ class PerspectiveOutputs(_Movable):
     bev_to_image: Tensor
     image_size: tuple[int, int]
     shape: tuple[int, int]
+    present: Tensor | None = None
 
 
 @dataclass

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from bevperception.models.heads.perspective.proposals import Proposals
 from bevperception.models.precision import LayerNorm
+from bevperception.models.shortcuts import all_true
 
 _FREQUENCIES = 8
 
@@ -79,27 +80,32 @@ class HybridQueries(nn.Module):
             proposals: of B samples, each possibly empty.
         """
         found = [self._queries(sample) for sample in proposals]
-        longest = max(len(content) for content, _, _ in found)
+        longest = max(len(content) for content, _, _, _ in found)
 
         def padded(parts: Sequence[Tensor], value: float = 0.0) -> Tensor:
             return torch.stack(
                 [functional.pad(part, (0, 0, 0, longest - len(part)), value=value) for part in parts]
             )
 
-        content, position, reference = zip(*found, strict=True)
-        counts = torch.tensor([len(part) for part in content], device=content[0].device)
-        padding = torch.arange(longest, device=counts.device) >= counts[:, None]
+        content, position, reference, valid = zip(*found, strict=True)
+        padding = torch.stack([functional.pad(~part, (0, longest - len(part)), value=True) for part in valid])
         # The middle of the range is as good a place as any for a query that nobody looks at.
         return ProposalQueries(padded(content), padded(position), padded(reference, 0.5), padding)
 
-    def _queries(self, sample: Proposals) -> tuple[Tensor, Tensor, Tensor]:
-        values, scores = sample.boxes.values, sample.boxes.scores
+    def _queries(self, sample: Proposals) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Content, position, reference points, and which count, of those within the range."""
+        values, scores, labels = sample.boxes.values, sample.boxes.scores, sample.boxes.labels
         assert scores is not None
         unit = (values[:, :3] - self.range_low_m.to(values)) / self.range_size_m.to(values)
-        keep = ((unit[:, :2] >= 0) & (unit[:, :2] <= 1)).all(-1)
-        values, unit, scores = values[keep], unit[keep], scores[keep]
+        valid = ((unit[:, :2] >= 0) & (unit[:, :2] <= 1)).all(-1)
+        features = sample.features
+        if sample.valid is not None:
+            valid = valid & sample.valid
+        elif not all_true(valid):
+            values, unit, scores, labels, features, valid = (
+                x[valid] for x in (values, unit, scores, labels, features, valid)
+            )
         yaw = values[:, 6:7]
-        kind = functional.one_hot(sample.boxes.labels[keep], self.classes).to(values)
         numbers = (
             2 * unit - 1,
             values[:, 3:6].clamp_min(1e-2).log(),
@@ -107,13 +113,13 @@ class HybridQueries(nn.Module):
             yaw.cos(),
             values[:, 7:9] / 10.0,
             scores[:, None],
-            kind,
+            functional.one_hot(labels, self.classes).to(values),
         )
         dtype = self.feature.weight.dtype
         described = self.box(torch.cat(numbers, dim=-1).to(dtype))
-        content = self.norm(self.feature(sample.features[keep].to(dtype)) + described)
+        content = self.norm(self.feature(features.to(dtype)) + described)
         reference = unit.detach().clamp(0.0, 1.0).to(dtype)
-        return content, self.position(self._waves(reference)), reference
+        return content, self.position(self._waves(reference)), reference, valid
 
     def _waves(self, reference: Tensor) -> Tensor:
         """(n, 3) to (n, 6 * frequencies)."""

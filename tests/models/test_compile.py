@@ -15,6 +15,7 @@ from bevperception.config_model import TemporalConfig
 from bevperception.models.bevformer import BEVFormer
 from bevperception.structures import BEVMemory, CameraFrames
 from tests.models.builders import random_frames, tiny_config, tiny_model
+from tests.models.test_bevformer_v2 import v2_config
 
 Seen = tuple[Tensor, ...]
 
@@ -103,6 +104,27 @@ def test_a_stream_is_two_graphs(temporal: TemporalConfig) -> None:
         if step == 4:
             mine, eager = (m.keep(torch.tensor([True, False])) for m in (mine, eager))
     assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("threshold", [0.007, 1.0])
+@torch.no_grad()
+def test_hybrid_queries_are_part_of_the_graph(threshold: float) -> None:
+    """Proposals for some samples, for none; a camera that is not there; what is padded is not looked at."""
+    model = tiny_model(v2_config(threshold, limit=15))
+    look, graph = looking(model), compiled(looking(model), "aot_eager")
+    frames = random_frames(2, seed=0)
+    frames.camera_mask = torch.tensor([[True, False, True], [False, False, False]])
+    frames.images[0, 1] = float("nan")
+    queries = model.propose(model.perspective(model.image_features(frames), frames))
+    assert queries.padding.shape[1] == (0 if threshold == 1.0 else (~queries.padding[0]).sum())
+    eager, found = model(frames)[0].detection, graph(frames, None)
+    everything = (eager.class_logits, eager.box_codes)
+    for b in range(2):
+        valid = 11 + (0 if threshold == 1.0 else int((~queries.padding[b]).sum()))
+        for mine, expected in zip(found[1:3], everything, strict=True):
+            torch.testing.assert_close(mine[:, b, :valid], expected[:, b, :valid], rtol=1e-9, atol=1e-9)
+    full = replace(frames, camera_mask=None, images=frames.images.nan_to_num())
+    assert_close(graph(full, None)[0:1], look(full, None)[0:1], 1e-9)
 
 
 @pytest.mark.slow

@@ -27,10 +27,12 @@ class Proposals:
     Attributes:
         boxes: n boxes in the BEV frame, labels of the perspective head; values and scores carry gradients.
         features: (n, C) image features of the places they were seen at.
+        valid: (n,) bool, False for padding; None where there is none.
     """
 
     boxes: Boxes3D
     features: Tensor
+    valid: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,13 @@ class ProposalRules:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Candidates of all images: indices of image, place and class, and the score without gradient."""
+    """Of all images: indices of image, place and class, the score without gradient, and which count."""
 
     image: Tensor
     place: Tensor
     label: Tensor
     score: Tensor
+    valid: Tensor
 
 
 def propose(
@@ -75,11 +78,13 @@ def propose(
         rules: what becomes a proposal.
 
     Returns:
-        B proposal sets, possibly empty.
+        B proposal sets, possibly empty; in a compiled graph each has ``rules.limit``, padding included.
     """
     predicted = by_image([level._map(_widen) for level in outputs.levels])
     certainty = predicted.confidence.squeeze(2).sigmoid()
     scores = (predicted.class_logits.sigmoid() * predicted.centreness.sigmoid()[..., None]).sqrt() * certainty
+    if outputs.present is not None:
+        scores = torch.where(outputs.present[:, None, None], scores, 0.0)
     found = _candidates(scores.detach(), rules)
     chosen = predicted[found.image, found.place]
     places = torch.cat(locations(outputs.levels, strides)).to(scores)[found.place]
@@ -92,35 +97,58 @@ def propose(
     features = torch.cat([f.flatten(2) for f in outputs.features], dim=2)
     features = features[found.image, :, found.place]
     sample_of = torch.div(outputs.images, outputs.shape[1], rounding_mode="floor")[found.image]
-    kept = _kept(found, sample_of, rectangles, values.detach(), outputs.shape[0], rules)
+    numbers = (sample_of, found.image, found.label, found.score, found.valid)
+    columns = [number.double()[:, None] for number in numbers]
+    rows = torch.cat((*columns, rectangles.double(), values.detach().double()), dim=-1)
+    if torch.compiler.is_compiling():
+        limit = min(rules.limit, len(rows))
+        index = _padded_survivors(rows, outputs.shape[0], limit, rules.image_iou, rules.merge_share)
+        return [
+            Proposals(Boxes3D(values[mine], found.label[mine], scores[mine]), features[mine], there)
+            for mine, there in zip(index.clamp_min(0), index >= 0, strict=True)
+        ]
+    kept = survivors(rows.cpu().numpy(), outputs.shape[0], rules)
     return [
         Proposals(Boxes3D(values[mine], found.label[mine], scores[mine]), features[mine])
         for mine in (torch.from_numpy(indices).to(values.device) for indices in kept)
     ]
 
 
-def _kept(
-    found: _Candidates,
-    sample_of: Tensor,
-    rectangles: Tensor,
-    values: Tensor,
-    samples: int,
-    rules: ProposalRules,
-) -> list[NDArray[np.int64]]:
-    """Candidates that become proposals, best first, of every sample; all leave the device in one copy."""
-    whole = (sample_of, found.image, found.label, found.score)
-    columns = torch.cat(
-        (torch.stack([x.double() for x in whole], -1), rectangles.double(), values.double()), -1
-    )
-    rows = columns.cpu().numpy()
+def survivors(rows: NDArray[np.float64], samples: int, rules: ProposalRules) -> list[NDArray[np.int64]]:
+    """Candidates that become proposals.
+
+    Args:
+        rows: (n, 18) sample, image, label, score, whether it counts, rectangle (4), box (9).
+        samples: B.
+        rules: thresholds and limit.
+
+    Returns:
+        For each of B samples the indices of its proposals, best first.
+    """
     order = np.lexsort((-rows[:, 3], rows[:, 0]))
+    order = order[rows[order, 4] > 0]
     first = np.searchsorted(rows[order, 0], np.arange(samples + 1))
     kept = []
     for begin, end in pairwise(first.tolist()):
         mine = order[begin:end]
         part = rows[mine]
-        kept.append(mine[without_doubles(part[:, 4:8], part[:, 8:], part[:, 1], part[:, 2], rules)])
+        kept.append(mine[without_doubles(part[:, 5:9], part[:, 9:], part[:, 1], part[:, 2], rules)])
     return kept
+
+
+@torch.library.custom_op("bevperception::proposal_survivors", mutates_args=())
+def _padded_survivors(rows: Tensor, samples: int, limit: int, image_iou: float, merge_share: float) -> Tensor:
+    """:func:`survivors` as one operator of a compiled graph: (B, limit), -1 where there is none."""
+    rules = ProposalRules(image_iou=image_iou, merge_share=merge_share, limit=limit)
+    padded = np.full((samples, limit), -1, dtype=np.int64)
+    for row, kept in zip(padded, survivors(rows.cpu().numpy(), samples, rules), strict=True):
+        row[: len(kept)] = kept
+    return torch.from_numpy(padded).to(rows.device)
+
+
+@_padded_survivors.register_fake
+def _(rows: Tensor, samples: int, limit: int, image_iou: float, merge_share: float) -> Tensor:
+    return rows.new_empty((samples, limit), dtype=torch.int64)
 
 
 def _widen(value: Tensor) -> Tensor:
@@ -131,10 +159,16 @@ def _widen(value: Tensor) -> Tensor:
 def _candidates(scores: Tensor, rules: ProposalRules) -> _Candidates:
     places, classes = scores.shape[1:]
     best, index = scores.flatten(1).topk(min(rules.per_image, places * classes), dim=1)
-    image, rank = (best > rules.score_threshold).nonzero(as_tuple=True)
-    chosen = index[image, rank]
+    passing = best > rules.score_threshold
+    if torch.compiler.is_compiling():
+        # How many pass is not known: take all along.
+        image = torch.arange(len(best), device=best.device)[:, None].expand_as(best).flatten()
+        chosen, score, valid = index.flatten(), best.flatten(), passing.flatten()
+    else:
+        image, rank = passing.nonzero(as_tuple=True)
+        chosen, score, valid = index[image, rank], best[image, rank], torch.ones_like(image, dtype=torch.bool)
     place = torch.div(chosen, classes, rounding_mode="floor")
-    return _Candidates(image, place, chosen % classes, best[image, rank])
+    return _Candidates(image, place, chosen % classes, score, valid)
 
 
 def without_doubles(

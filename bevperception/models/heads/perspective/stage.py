@@ -78,9 +78,14 @@ class PerspectiveStage(nn.Module):
         """
         batch, cameras = frames.images.shape[:2]
         mask = frames.camera_mask
+        present: Tensor | None = None
         if mask is None:
-            mask = torch.ones(batch, cameras, dtype=torch.bool, device=frames.images.device)
-        images = mask.flatten().nonzero().squeeze(-1)
+            images = torch.arange(batch * cameras, device=frames.images.device)
+        elif torch.compiler.is_compiling():
+            # How many cameras are there is not known: look at all, and let none propose that is not there.
+            images, present = torch.arange(batch * cameras, device=mask.device), mask.flatten()
+        else:
+            images = mask.flatten().nonzero().squeeze(-1)
         there = [level.flatten(0, 1)[images] for level in features[: len(self.strides)]]
         height, width = frames.images.shape[-2:]
         return PerspectiveOutputs(
@@ -90,6 +95,7 @@ class PerspectiveStage(nn.Module):
             frames.bev_to_image.flatten(0, 1)[images],
             (int(height), int(width)),
             (int(batch), int(cameras)),
+            present,
         )
 
     def targets(self, outputs: PerspectiveOutputs, boxes: Sequence[Boxes3D]) -> list[ImageTargets]:
