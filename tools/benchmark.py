@@ -14,6 +14,7 @@ SUBCOMMANDS = {
     "ops": ("bevperception.benchmarks.ops", "the native operators against the reference and PyPI peers"),
     "data": ("bevperception.benchmarks.data", "samples a second, and the wait for them in training"),
     "streaming": ("bevperception.benchmarks.streaming", "time per frame by length of history"),
+    "frames": ("bevperception.benchmarks.frames", "frames a second of trained models, in turns"),
     "cameras": ("bevperception.benchmarks.cameras", "what a lost camera costs in NDS"),
     "model": ("bevperception.benchmarks.model", "parameters, time per stage and peak memory of a model"),
 }

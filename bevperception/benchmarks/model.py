@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from bevperception.errors import BevError, ConfigError
 from bevperception.models.bevformer import BEVFormer
 from bevperception.ops import backend_report, use_backend
 from bevperception.ops.backend import HOW_TO_BUILD
-from bevperception.structures import CameraFrames
+from bevperception.structures import BEVMemory, CameraFrames
 
 BackendName = Literal["native", "reference"]
 
@@ -46,6 +46,8 @@ STAGES = {
 """Printed name to the model's submodule; a stage within another does not count for that one."""
 TRANSFORMER = ("encoder", "decoder")
 REST, TOTAL = "rest", "total"
+_INTERVAL_S = 0.5
+"""Between key frames."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class StageClock:
 def time_stages(
     model: BEVFormer, frames: CameraFrames, backends: Sequence[BackendName], warmup: int, repeats: int
 ) -> dict[BackendName, dict[str, float]]:
-    """Median seconds per stage of a frame with memory of the frame before.
+    """Median seconds per stage of a frame with as much memory as the model uses.
 
     The backends take turns, so that a busy machine is as bad for one as for the other.
 
@@ -214,7 +216,7 @@ def time_stages(
     rounds: dict[BackendName, list[dict[str, float]]] = {backend: [] for backend in backends}
     with torch.inference_mode():
         with use_backend(backends[0]):
-            _, memory = model(frames, None)
+            frames, memory = with_memory(model, frames)
         for index in range(warmup + repeats):
             for backend in backends:
                 with use_backend(backend):
@@ -227,8 +229,25 @@ def time_stages(
     }
 
 
+def with_memory(model: BEVFormer, frames: CameraFrames) -> tuple[CameraFrames, BEVMemory]:
+    """A frame as it is seen after all the earlier ones that it is made with, and the memory of them.
+
+    Args:
+        model: remembers.
+        frames: what is seen every time.
+    """
+    temporal = model.config.temporal
+    memory: BEVMemory | None = None
+    for _ in range(max(1, temporal.needed)):
+        _, memory = model(frames, memory)
+        stamps_s = frames.timestamps_s + (temporal.interval_s or _INTERVAL_S)
+        frames = replace(frames, timestamps_s=stamps_s)
+    assert memory is not None
+    return frames, memory
+
+
 def measure_memory(config: ExperimentConfig, source: str, backend: BackendName, threads: int) -> Memory:
-    """Peak memory of two forwards (the second with memory of the first) in a process of its own.
+    """Peak memory of forwards with more and more memory in a process of its own.
 
     Raises:
         BevError: the process died, most likely because memory ran out.
@@ -249,8 +268,7 @@ def _run_for_memory(config: ExperimentConfig, source: str, backend: BackendName,
     model, frames = build_model(config.model), load_frames(config, source)
     before = peak_resident_bytes()
     with torch.inference_mode(), use_backend(backend):
-        _, memory = model(frames, None)
-        model(frames, memory)
+        model(*with_memory(model, frames))
     return Memory(before, peak_resident_bytes())
 
 

@@ -13,6 +13,7 @@ from bevperception.config import ExperimentConfig
 from bevperception.config_io import load_config
 from bevperception.errors import ConfigError
 from bevperception.geometry import project_points
+from bevperception.models.bev.history import choose_frames
 from bevperception.models.bevformer import BEVFormer
 
 SMALL = {
@@ -158,3 +159,16 @@ def test_native_that_is_not_built_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     Report.problem = None  # type: ignore[assignment]
     assert benchmark.chosen_backends("auto") == benchmark.chosen_backends("both") == ("native", "reference")
     assert benchmark.chosen_backends("native") == ("native",)
+
+
+@pytest.mark.parametrize("temporal", [{"interval_s": 0.4}, {"mode": "fusion", "past": 3, "interval_s": 0.4}])
+@torch.no_grad()
+def test_a_frame_is_timed_with_all_the_memory_that_it_uses(temporal: dict[str, object]) -> None:
+    """Frames at one and the same time would be no history to a model that looks back by time."""
+    settings = {f"model.temporal.{name}": value for name, value in temporal.items()}
+    config = load_config(None, {**SMALL, **settings})
+    model = benchmark.build_model(config.model)
+    frames, memory = benchmark.with_memory(model, benchmark.random_frames(config))
+    needed = model.config.temporal.needed
+    choice = choose_frames(memory, frames.timestamps_s, needed, 0, 0.4)
+    assert choice.there.tolist() == [[True]] * needed
