@@ -64,7 +64,7 @@ ROS_VENV := .venv-ros
 ROS_BIN := $(ROS_VENV)/bin
 ROS_STAMP := $(ROS_VENV)/package.stamp
 ROS_WORLD := out/ros-world
-WEIGHTS ?= world_micro
+WEIGHTS ?= world_v2
 
 ros-install: $(ROS_STAMP)
 

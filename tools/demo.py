@@ -22,7 +22,7 @@ KEYFRAME_CONFIG = REPOSITORY / "configs" / "keyframe_micro.yaml"
 SUBSET_VERSION, SUBSET_SPLIT = "v1.0-demo", "demo"
 DEFAULT_STEPS = 250
 
-WEIGHTS = "world_micro"
+WEIGHTS = "world_v2"
 WORLD_SEED = 90210
 """Of the demonstration's world: none that weights are trained on."""
 WORLD_SCENES = 2
