@@ -55,10 +55,12 @@ def sample_bilinear(features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
     """
     batch, channels, rows, columns = features.shape
     height, width = cells.shape[1:3]
-    flat = features.flatten(2)
+    # Cells as rows, as the encoder makes them: a sample then copies rows, not numbers from all over the map.
+    cells_of_map = features.flatten(2).transpose(1, 2).reshape(batch * rows * columns, channels)
+    first = torch.arange(batch, device=features.device)[:, None] * (rows * columns)
     low = cells.floor()
     fraction = cells - low
-    samples = features.new_zeros(batch, channels, height, width)
+    samples = features.new_zeros(batch, height * width, channels)
     coverage = features.new_zeros(batch, height, width)
     for dx in (0, 1):
         for dy in (0, 1):
@@ -68,11 +70,11 @@ def sample_bilinear(features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
             weight_y = fraction[..., 1] if dy else 1 - fraction[..., 1]
             weight = (weight_x * weight_y * inside).to(features.dtype)
             index = row.clamp(0, rows - 1) * columns + column.clamp(0, columns - 1)
-            index = index.long().flatten(1)[:, None].expand(-1, channels, -1)
-            corner = flat.gather(2, index).view(batch, channels, height, width)
-            samples = samples + corner * weight[:, None]
+            index = (index.long().flatten(1) + first).flatten()
+            corner = cells_of_map.index_select(0, index).view(batch, height * width, channels)
+            samples = samples + corner * weight.flatten(1)[..., None]
             coverage = coverage + weight
-    return samples, coverage
+    return samples.transpose(1, 2).unflatten(2, (height, width)), coverage
 
 
 def warp_bev(
