@@ -54,7 +54,8 @@ def curve(folder: Path, points: int) -> dict[str, list[float]]:
         points: at most so many.
     """
     lines: dict[int, dict[str, float]] = {}
-    for log in sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime):
+    logs = folder.glob("logs/version_*/metrics.csv")
+    for log in sorted(logs, key=lambda path: int(path.parent.name.rpartition("_")[2])):
         with log.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 if row.get(f"{_PREFIX}loss"):

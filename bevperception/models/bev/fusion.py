@@ -112,7 +112,7 @@ class TemporalFusion(nn.Module):
         x = torch.cat(list(maps), dim=1)
         if self.coverage:
             x = torch.cat((x, torch.stack(list(coverages), dim=1).to(x.dtype)), dim=1)
-        x = x.contiguous(memory_format=torch.channels_last)  # a sixth faster on a CPU
+        x = x.contiguous(memory_format=torch.channels_last)  # faster on a CPU
         for block in self.blocks:
             recompute = self.checkpointing and torch.is_grad_enabled() and x.requires_grad
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
