@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bevperception.models.backbones.layers import check_stages, freeze
+from bevperception.ops.convolution import convolve
 
 EXPANSION = 4
 
@@ -68,8 +69,7 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, channels_out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels_out)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Module | None = None
+        self.downsample: nn.Sequential | None = None
         if stride != 1 or channels_in != channels_out:
             self.downsample = nn.Sequential(
                 nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False),
@@ -77,13 +77,21 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (N, C_in, H, W) to (N, 4C, ceil(H/stride), ceil(W/stride))."""
-        identity = features if self.downsample is None else self.downsample(features)
-        branch = self.relu(self.bn1(self.conv1(features)))
-        branch = self.relu(self.bn2(self.conv2(branch)))
-        branch = self.bn3(self.conv3(branch))
-        out: Tensor = self.relu(branch + identity)
-        return out
+        """Map (N, C_in, H, W) to (N, 4C, ceil(H/stride), ceil(W/stride)).
+
+        A block without ``downsample`` may overwrite its input where it only predicts.
+        """
+        identity = features if self.downsample is None else _project(features, self.downsample)
+        branch = convolve(features, self.conv1, self.bn1)
+        branch = convolve(branch, self.conv2, self.bn2)
+        return convolve(branch, self.conv3, self.bn3, shortcut=identity)
+
+
+def _project(features: Tensor, downsample: nn.Sequential) -> Tensor:
+    convolution, norm = downsample
+    assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    return convolve(features, convolution, norm, relu=False)
 
 
 class ResNet(nn.Module):
@@ -123,7 +131,6 @@ class ResNet(nn.Module):
         self.norm_eval = norm_eval
         self.conv1 = nn.Conv2d(3, spec.stem_channels, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(spec.stem_channels)
-        self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self._stages = [f"layer{i + 1}" for i in range(self.out_indices[-1] + 1)]
         for index, name in enumerate(self._stages):
@@ -165,8 +172,9 @@ class ResNet(nn.Module):
             One (N, C_i, ceil(H / stride_i), ceil(W / stride_i)) per entry of ``out_indices``, in
             channels-last memory.
         """
-        features = self.conv1(images.contiguous(memory_format=torch.channels_last))
-        features = self.maxpool(self.relu(self.bn1(features)))
+        features = self.maxpool(
+            convolve(images.contiguous(memory_format=torch.channels_last), self.conv1, self.bn1)
+        )
         outputs = []
         for index, name in enumerate(self._stages):
             for block in self.get_submodule(name).children():

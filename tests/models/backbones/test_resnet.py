@@ -43,6 +43,25 @@ def test_batch_equals_singles() -> None:
         torch.testing.assert_close(output, torch.cat([x[level] for x in apart]), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("style", ["pytorch", "caffe"])
+def test_prediction_equals_training(style: str) -> None:
+    # Without gradients a block may write over its input; what a stage hands out must not change for that.
+    spec = ResNetSpec((3, 2, 2, 1), style, base_channels=4, stem_channels=8)  # type: ignore[arg-type]
+    model = ResNet(spec, norm_trainable=True).eval()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+            nn.init.uniform_(norm.running_var, 0.5, 2.0)
+            nn.init.uniform_(norm.weight, -1.5, 1.5)
+    images = torch.randn(2, 3, 45, 71)
+    before = images.clone()
+    expected = model(images)
+    with torch.inference_mode():
+        for output, other in zip(model(images), expected, strict=True):
+            torch.testing.assert_close(output, other.detach(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(images, before)
+
+
 @pytest.mark.parametrize(("style", "strides"), [("pytorch", (1, 2)), ("caffe", (2, 1))])
 def test_style_places_the_stride(style: str, strides: tuple[int, int]) -> None:
     block = Bottleneck(8, 4, 2, style)
