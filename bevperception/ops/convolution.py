@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bevperception.ops.backend import requested_backend
+
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
 _HAS_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 _DTYPES = (torch.float32, torch.bfloat16) if _HAS_BFLOAT16 else (torch.float32,)
@@ -23,8 +25,8 @@ def convolve(
     A batch norm that only predicts is a factor and a shift of every channel: the convolution can take them
     in, and oneDNN adds the shortcut and clamps while the result is still in the cache. A ResNet-50 takes
     two thirds of the time. That way is taken for prediction on CPUs, under autocast to bfloat16 too; with
-    gradients, norms that go by the batch, other dtypes or devices, and while compiling, the layers are
-    called one after the other.
+    gradients, norms that go by the batch, other dtypes or devices, the reference backend, and while
+    compiling, the layers are called one after the other.
 
     Args:
         x: (N, C_in, H, W).
@@ -50,6 +52,7 @@ def _is_fast(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d, shortcut: 
     return (
         _HAS_ONEDNN
         and not torch.compiler.is_compiling()
+        and requested_backend() != "reference"
         and not norm.training
         and x.numel() > 0
         and all(t.device.type == "cpu" for t in tensors)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bevperception.ops.backend import requested_backend
+
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -15,7 +17,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False) -> Tenso
     PyTorch multiplies dense float32 matrices on CPUs by its BLAS, which copies the bias into the result
     first; oneDNN, which it has on board and uses in compiled code, does all in one pass and is a quarter
     faster on AMD processors. That way is taken for prediction; with gradients, in other dtypes, on other
-    devices, under autocast and while compiling it is :func:`torch.nn.functional.linear`.
+    devices, under autocast, with the reference backend and while compiling it is
+    :func:`torch.nn.functional.linear`.
 
     Args:
         x: (..., in) any number of dimensions.
@@ -39,6 +42,7 @@ def _is_fast(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     return (
         _HAS_ONEDNN
         and not torch.compiler.is_compiling()
+        and requested_backend() != "reference"
         and x.dim() > 1
         and x.numel() > 0
         and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bevperception.ops import convolution as module
+from bevperception.ops import use_backend
 from bevperception.ops.convolution import convolve
 
 LAYERS = {
@@ -87,6 +88,8 @@ def test_fast_way_is_taken_for_prediction_only() -> None:
         assert module._is_fast(x, convolution, norm, torch.randn(2, 10, 5, 7))
         assert not module._is_fast(x.double(), convolution, norm, None)
         with torch.autocast("cpu", torch.float16):
+            assert not module._is_fast(x, convolution, norm, None)
+        with use_backend("reference"):
             assert not module._is_fast(x, convolution, norm, None)
         norm.train()
         assert not module._is_fast(x, convolution, norm, None)
