@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bevperception.ops.backend import requested_backend
 
+Activation = Literal["none", "relu", "gelu"]
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": torch.relu,
+    "gelu": functional.gelu,
+}
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False) -> Tensor:
-    """``x @ weight.T + bias``, if wanted with a ReLU.
+def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation = "none") -> Tensor:
+    """``x @ weight.T + bias``, if wanted with an activation.
 
     PyTorch multiplies dense float32 matrices on CPUs by its BLAS, which copies the bias into the result
     first; oneDNN, which it has on board and uses in compiled code, does all in one pass and is a quarter
@@ -24,17 +33,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False) -> Tenso
         x: (..., in) any number of dimensions.
         weight: (out, in).
         bias: (out,).
-        relu: clamp the result at zero from below.
+        activation: of the result; 'gelu' by the error function.
 
     Returns:
         (..., out).
     """
     if _is_fast(x, weight, bias):
-        activation = "relu" if relu else "none"
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "")
+        algorithm = "none" if activation == "gelu" else ""
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
         return result
-    result = functional.linear(x, weight, bias)
-    return torch.relu(result) if relu else result
+    return _ACTIVATIONS[activation](functional.linear(x, weight, bias))
 
 
 def _is_fast(x: Tensor, weight: Tensor, bias: Tensor) -> bool:

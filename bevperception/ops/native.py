@@ -78,6 +78,8 @@ def _load(path: Path) -> LibraryStatus:
         torch.ops.load_library(path)
         _register()
         _register_fused()
+        torch.library.register_fake("bevperception::layer_norm")(_fake_rows)
+        torch.library.register_fake("bevperception::softmax")(_fake_rows)
         isa = os.environ.get(ISA_VARIABLE)
         if isa:
             select_cpu_isa(isa)
@@ -122,6 +124,10 @@ def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
         "the native operators have no second derivative; "
         "compute it with bevperception.ops.use_backend('reference')"
     )
+
+
+def _fake_rows(rows: Tensor, *settings: Any) -> Tensor:
+    return torch.empty_like(rows, memory_format=torch.contiguous_format)
 
 
 def _gradient_dtype(tensor: Tensor) -> torch.dtype:

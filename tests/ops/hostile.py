@@ -36,7 +36,7 @@ class Hostile:
 
     def call(self) -> Call:
         """The call, not yet made."""
-        make = self.random.choice((self.attention, self.convolution, self.rows))
+        make = self.random.choice((self.attention, self.convolution, self.rows, self.norms))
         return make()
 
     def attention(self) -> Call:
@@ -105,6 +105,19 @@ class Hostile:
             return lambda: torch.ops.bevperception.deform_attn(*call)
         gradient, wanted = self.bent(self.numbers(rows, heads * channels)), bool(pick(0, 1))
         return lambda: torch.ops.bevperception.deform_attn_backward(gradient, *call, wanted)
+
+    def norms(self) -> Call:
+        """layer_norm or softmax."""
+        pick = self.random.randint
+        channels = pick(0, 70)
+        rows = self.bent(self.places(*(pick(0, 5) for _ in range(pick(0, 3))), channels))
+        if pick(0, 1):
+            return lambda: torch.ops.bevperception.softmax(rows)
+        if pick(0, 2) == 0:
+            rows = rows.bfloat16()
+        weight, bias = self.bent(self.numbers(channels)), self.bent(self.numbers(channels))
+        epsilon = self.random.choice((1e-5, 0.0, *PLACES))
+        return lambda: torch.ops.bevperception.layer_norm(rows, weight, bias, epsilon)
 
     def numbers(self, *shape: int) -> Tensor:
         """Ordinary numbers."""

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from bevperception.ops import linear as module
 from bevperception.ops import use_backend
-from bevperception.ops.linear import Linear, linear
+from bevperception.ops.linear import Activation, Linear, linear
 
 INPUTS = {
     "rows": torch.randn(7, 16),
@@ -26,14 +26,14 @@ WEIGHTS = {"own": torch.randn(11, 16), "part": torch.randn(30, 16)[5:9], "transp
 
 @pytest.mark.parametrize("x", INPUTS.values(), ids=INPUTS.keys())
 @pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS.keys())
-@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
 @torch.inference_mode()
-def test_same_as_pytorch(x: Tensor, weight: Tensor, relu: bool) -> None:
+def test_same_as_pytorch(x: Tensor, weight: Tensor, activation: Activation) -> None:
     bias = torch.randn(weight.shape[0])
     expected = functional.linear(x, weight, bias)
-    torch.testing.assert_close(
-        linear(x, weight, bias, relu), expected.relu() if relu else expected, rtol=1e-5, atol=1e-5
-    )
+    if activation != "none":
+        expected = {"relu": torch.relu, "gelu": functional.gelu}[activation](expected)
+    torch.testing.assert_close(linear(x, weight, bias, activation), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(not module._HAS_ONEDNN, reason="this PyTorch has no oneDNN")

@@ -26,7 +26,8 @@ from bevperception.models.backbones.layers import (
     make_norm,
 )
 from bevperception.ops import dcnv3
-from bevperception.ops.linear import Linear
+from bevperception.ops.linear import Linear, linear
+from bevperception.ops.normalization import softmax
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ class DCNv3(nn.Module):
         value = self.input_projection(features)  # N H W C
         context = channels_last(self.depthwise(channels_first(features)))
         context = self.activation(self.depthwise_norm(context))  # N H W C
-        mask = self.mask(context).unflatten(-1, (self.groups, -1)).softmax(-1).flatten(-2)  # N H W G*K
+        mask = softmax(self.mask(context).unflatten(-1, (self.groups, -1))).flatten(-2)  # N H W G*K
         result = dcnv3(
             value,
             self.offset(context),
@@ -263,7 +264,11 @@ class FeedForward(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (..., C) to (..., C)."""
-        out: Tensor = self.drop(self.fc2(self.drop(self.activation(self.fc1(features)))))
+        if isinstance(self.activation, nn.GELU):
+            hidden = linear(features, self.fc1.weight, self.fc1.bias, "gelu")
+        else:
+            hidden = self.activation(self.fc1(features))
+        out: Tensor = self.drop(self.fc2(self.drop(hidden)))
         return out
 
 

@@ -40,7 +40,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels) to the same shape."""
-        hidden: Tensor = self.dropout(linear(x, self.linear1.weight, self.linear1.bias, relu=True))
+        hidden: Tensor = self.dropout(linear(x, self.linear1.weight, self.linear1.bias, "relu"))
         update: Tensor = self.dropout(self.linear2(hidden))
         return x + update
 

@@ -3,6 +3,7 @@
 #include "isa_table.h"
 
 namespace bevperception::cpu {
-const Isa kAvx2 = {"avx2", kernels_of_this_isa<float>(), kernels_of_this_isa<double>()};
+const Isa kAvx2 = {"avx2", kernels_of_this_isa<float>(), kernels_of_this_isa<double>(),
+                   layer_norm<Bfloat16, float>};
 }  // namespace bevperception::cpu
 #endif

@@ -2,5 +2,6 @@
 #include "isa_table.h"
 
 namespace bevperception::cpu {
-const Isa kBaseline = {"baseline", kernels_of_this_isa<float>(), kernels_of_this_isa<double>()};
+const Isa kBaseline = {"baseline", kernels_of_this_isa<float>(), kernels_of_this_isa<double>(),
+                       layer_norm<Bfloat16, float>};
 }  // namespace bevperception::cpu

@@ -5,6 +5,7 @@
 #include "dcnv3.h"
 #include "deform_attn_backward.h"
 #include "ms_deform_attn.h"
+#include "rows.h"
 
 namespace bevperception::cpu {
 namespace {
@@ -15,6 +16,7 @@ constexpr Kernels<T> kernels_of_this_isa() {
       ms_deform_attn<T>, ms_deform_attn_point_gradients<T>, ms_deform_attn_value_gradient<T>,
       deform_attn<T>,    deform_attn_point_gradients<T>,    deform_attn_value_gradient<T>,
       dcnv3<T>,          dcnv3_point_gradients<T>,          dcnv3_input_gradient<T>,
+      layer_norm<T, T>,  softmax<T>,
   };
 }
 

@@ -62,6 +62,20 @@ struct Dcnv3 {
   const T* mask;    // (batch, out_height, out_width, groups, points)
 };
 
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+// Rows of numbers, each normalised by its own mean and deviation.
+template <class Stored, class T>
+struct LayerNorm {
+  const Stored* input;  // (rows, channels)
+  const T* weight;      // (channels)
+  const T* bias;        // (channels)
+  int64_t channels;
+  T epsilon;  // added to the variance
+};
+
 // A share of the work on the gradient of the map: heads (or groups) of one batch element. Shares do
 // not write to the same numbers, so they may run at the same time, and every number is summed in one
 // order however the work is shared out.
@@ -95,12 +109,17 @@ struct Kernels {
                                 T* mask_gradient, int64_t begin, int64_t end);
   void (*dcnv3_input_gradient)(const Dcnv3<T>&, const T* output_gradient, T* input_gradient,
                                const MapShare& share);
+
+  // Rows from begin to end.
+  void (*layer_norm)(const LayerNorm<T, T>&, T* output, int64_t begin, int64_t end);
+  void (*softmax)(const T* logits, T* weights, int64_t length, int64_t begin, int64_t end);
 };
 
 struct Isa {
   const char* name;
   Kernels<float> for_float;
   Kernels<double> for_double;
+  void (*layer_norm_bfloat16)(const LayerNorm<Bfloat16, float>&, Bfloat16* output, int64_t begin, int64_t end);
 };
 
 extern const Isa kBaseline;
