@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from bevperception.geometry import BEVGrid
 from bevperception.models.bev.memory import warp_bev
 from bevperception.models.precision import LayerNorm
+from bevperception.models.shortcuts import all_true
 from bevperception.structures import BEVMemory
 
 NormName = Literal["batch", "group"]
@@ -109,10 +110,11 @@ class TemporalFusion(nn.Module):
         Returns:
             (B, C, rows, columns).
         """
-        x = torch.cat(list(maps), dim=1)
+        # Channels last, as warping leaves them: faster on a CPU.
+        parts = [x.permute(0, 2, 3, 1) for x in maps]
         if self.coverage:
-            x = torch.cat((x, torch.stack(list(coverages), dim=1).to(x.dtype)), dim=1)
-        x = x.contiguous(memory_format=torch.channels_last)  # faster on a CPU
+            parts.append(torch.stack(list(coverages), dim=-1).to(maps[current].dtype))
+        x = torch.cat(parts, dim=-1).permute(0, 3, 1, 2)
         for block in self.blocks:
             recompute = self.checkpointing and torch.is_grad_enabled() and x.requires_grad
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
@@ -147,8 +149,10 @@ def fuse_memory(
     for frame in chosen:
         present = frame.valid[:, None, None]
         pose = torch.where(present, frame.bev_to_global, current.bev_to_global)
-        # where, not a product: what is forgotten may hold NaN.
-        features = torch.where(present[..., None], frame.features.to(current.features.dtype), 0.0)
+        features = frame.features.to(current.features.dtype)
+        if not all_true(frame.valid):
+            # where, not a product: what is forgotten may hold NaN.
+            features = torch.where(present[..., None], features, 0.0)
         maps, coverage = warp_bev(features, grid, current.bev_to_global, pose)
         warped.append(maps)
         coverages.append(coverage * present)
