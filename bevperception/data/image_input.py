@@ -74,7 +74,7 @@ class ImageInput:
         if frames.images.is_floating_point():
             return frames
         mean, scale = (x.to(frames.images.device, non_blocking=True) for x in (self._mean, self._scale))
-        return replace(frames, images=(frames.images.float() - mean) * scale)
+        return replace(frames, images=frames.images.float().sub_(mean).mul_(scale))
 
     def blot(self, images: Tensor, mask: Tensor) -> Tensor:
         """Images or pixels (..., 3, H, W) with the mean colour where ``mask`` (H, W) is 0."""
