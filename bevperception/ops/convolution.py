@@ -23,10 +23,9 @@ def convolve(
     """``relu(norm(convolution(x)) + shortcut)``.
 
     A batch norm that only predicts is a factor and a shift of every channel: the convolution can take them
-    in, and oneDNN adds the shortcut and clamps while the result is still in the cache. A ResNet-50 takes
-    two thirds of the time. That way is taken for prediction on CPUs, under autocast to bfloat16 too; with
-    gradients, norms that go by the batch, other dtypes or devices, the reference backend, and while
-    compiling, the layers are called one after the other.
+    in, and oneDNN adds the shortcut and clamps while the result is still in the cache. That way is taken for
+    prediction on CPUs, under autocast to bfloat16 too; with gradients, norms that go by the batch, other
+    dtypes or devices, the reference backend, and while compiling, the layers are called one after the other.
 
     Args:
         x: (N, C_in, H, W).

@@ -15,8 +15,8 @@ _DTYPES = (torch.float32, torch.float64)
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """Normalise the last dimension; as :func:`torch.nn.functional.layer_norm`.
 
-    Rows of 8 to 64 numbers, a backbone's, take a fraction of PyTorch's time by the native kernel. That way
-    is taken for prediction on CPUs where the native operators are in use.
+    By the native kernel for prediction on CPUs where the native operators are in use: PyTorch's own spends
+    most of its time between the rows when these hold a small backbone's 8 to 64 numbers.
 
     Args:
         x: (..., C), float32, float64, or bfloat16 with float32 parameters.
@@ -36,8 +36,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tenso
 def softmax(logits: Tensor) -> Tensor:
     """Softmax over the last dimension; as :func:`torch.softmax`.
 
-    Few numbers a row, such as the nine points of a deformable convolution, take a tenth of PyTorch's time by
-    the native kernel, which is used as in :func:`layer_norm`.
+    Rows may hold few numbers, such as the nine points of a deformable convolution: the native kernel is used
+    as in :func:`layer_norm`.
 
     Args:
         logits: (..., n) of any floating-point dtype.
