@@ -117,7 +117,7 @@ def run_plan(runs: Sequence[Run], out: Path, jobs: int, extra: Sequence[str] = (
         extra: options for all runs.
 
     Returns:
-        The table of all runs, also written to ``table.md``; ``records/`` holds a small file for each.
+        The table of all complete runs, see :func:`keep_results`.
 
     Raises:
         BevError: a run failed; the others that do not start from it are finished first.
@@ -140,12 +140,11 @@ def run_plan(runs: Sequence[Run], out: Path, jobs: int, extra: Sequence[str] = (
                 if process.returncode or run.metrics(out) is None:
                     failed.append(run.name)
                 print(f"{run.name} {'failed' if run.name in failed else 'is complete'}", flush=True)
+                keep_results(runs, out)  # now, not at the end: a plan of hours may be cut off
     finally:
         for _, process in active:
             process.terminate()
-    table = results_table(runs, out)
-    keep_records(runs, out)
-    (out / TABLE_NAME).write_text(table + "\n", encoding="utf-8")
+    table = keep_results(runs, out)
     if failed:
         raise BevError(
             f"{', '.join(failed)} failed; see {out / failed[0] / LOG_NAME}\n"
@@ -154,14 +153,21 @@ def run_plan(runs: Sequence[Run], out: Path, jobs: int, extra: Sequence[str] = (
     return table
 
 
-def keep_records(runs: Sequence[Run], out: Path) -> None:
-    """Write what is worth keeping of every complete run to ``records/``, a few kilobytes each."""
+def keep_results(runs: Sequence[Run], out: Path) -> str:
+    """Write what is worth keeping of complete runs: ``table.md``, and a few kilobytes each in ``records/``.
+
+    Returns:
+        The table.
+    """
     folder = out / RECORD_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for run in runs:
         if run.metrics(out) is not None:
             text = dump_record({"run": run.name, "options": dict(run.options), **record(out / run.name)})
             (folder / f"{run.name}.json").write_text(text, encoding="utf-8")
+    table = results_table(runs, out)
+    (out / TABLE_NAME).write_text(table + "\n", encoding="utf-8")
+    return table
 
 
 def _unfinished(name: str, runs: Sequence[Run], out: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,23 @@ def test_a_run_without_result_takes_along_only_those_that_start_from_it(
         run_plan(runs, folder / "out", 1)
     assert (folder / "out" / "first" / LOG_NAME).read_text().strip() == log
     assert "| third |" in (folder / "out" / TABLE_NAME).read_text()
+
+
+def test_a_plan_that_is_cut_off_has_kept_what_is_complete(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, out, sleep = read_plan(write(folder, PLAN)), folder / "out", time.sleep
+
+    def interrupted(seconds: float) -> None:
+        sleep(seconds)
+        if (out / TABLE_NAME).is_file():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(runs, out, 1)
+    assert "| first |" in (out / TABLE_NAME).read_text()
+    assert [path.name for path in (out / "records").iterdir()] == ["first.json"]
 
 
 def test_a_start_that_is_left_out_must_be_complete(folder: Path) -> None:
