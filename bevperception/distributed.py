@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import TypeVar
 
@@ -78,6 +79,20 @@ def barrier() -> None:
         # An all-reduce instead of distributed.barrier(): it needs no device ids under NCCL.
         device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
         distributed.all_reduce(torch.zeros(1, device=device))
+
+
+def leave_at_exit() -> None:
+    """Let this process leave its group before the interpreter ends.
+
+    Lightning does that for NCCL alone. Threads of gloo that are still there when the interpreter takes itself
+    apart have aborted a program that had done all its work.
+    """
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if _in_use():
+        distributed.destroy_process_group()
 
 
 def _in_use() -> bool:

@@ -9,6 +9,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from bevperception.config import TrainingConfig
+from bevperception.distributed import leave_at_exit
 from bevperception.errors import ConfigError
 
 
@@ -34,4 +35,5 @@ def launch(config: TrainingConfig) -> torch.device:
         message = " ".join(str(error).split())
         raise ConfigError(f"training.accelerator, devices or strategy: {message}") from None
     fabric.launch()
+    leave_at_exit()
     return fabric.device

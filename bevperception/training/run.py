@@ -22,7 +22,7 @@ from bevperception.checkpoints.weights import load_into, read_weights
 from bevperception.config import ExperimentConfig
 from bevperception.config_io import dump_config
 from bevperception.data.loading import SampleSource
-from bevperception.distributed import is_first_process
+from bevperception.distributed import is_first_process, leave_at_exit
 from bevperception.errors import ConfigError
 from bevperception.models.precision import resolve_precision
 from bevperception.training.averaging import WeightAveraging
@@ -96,6 +96,7 @@ def train(
         raise ConfigError(
             f"training.accelerator, devices or strategy: {' '.join(str(error).split())}"
         ) from None
+    leave_at_exit()
     module = TrainingModule(config, model)
     data = TrainingData(config, source)
     try:
