@@ -37,12 +37,17 @@ constexpr int64_t kHugePageBytes = 4 << 20;
 // Allocations from this size on are always fresh pages: glibc's largest threshold for mapping them.
 constexpr int64_t kFreshBytes = 32 << 20;
 
-inline Tensor empty_result(const Tensor& like, std::initializer_list<int64_t> shape) {
-  const std::vector<int64_t> sizes(shape);
-  Tensor result = torch::stable::new_empty(like, sizes);
+// An uninitialised result, on huge pages if it is large.
+inline Tensor empty_result(const Tensor& like, const std::vector<int64_t>& shape) {
+  Tensor result = torch::stable::new_empty(like, shape);
   const int64_t bytes = result.numel() * static_cast<int64_t>(result.element_size());
   if (bytes >= kHugePageBytes) cpu::advise_huge_pages(result.data_ptr(), bytes);
   return result;
+}
+
+inline Tensor empty_result(const Tensor& like) {
+  const auto sizes = like.sizes();
+  return empty_result(like, std::vector<int64_t>(sizes.begin(), sizes.end()));
 }
 
 // True if a large fresh result now holds zeros. If not, its parts are to be cleared as they are used.

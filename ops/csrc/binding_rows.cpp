@@ -4,13 +4,6 @@
 namespace bevperception {
 namespace {
 
-Tensor result_like(const Tensor& tensor) {
-  Tensor result = torch::stable::empty_like(tensor);
-  const int64_t bytes = result.numel() * static_cast<int64_t>(result.element_size());
-  if (bytes >= kHugePageBytes) cpu::advise_huge_pages(result.data_ptr(), bytes);
-  return result;
-}
-
 int64_t length_of_rows(const char* op, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.dim() > 0, op, ": a single number has no rows");
   const int64_t length = tensor.size(tensor.dim() - 1);
@@ -40,7 +33,7 @@ Tensor layer_norm(const Tensor& input, const Tensor& weight, const Tensor& bias,
   require_shape(kName, "the weight", weight, {channels});
   require_shape(kName, "the bias", bias, {channels});
   const Tensor rows = torch::stable::contiguous(input);
-  Tensor output = result_like(rows);
+  Tensor output = empty_result(rows);
   if (rows.numel() == 0) return output;
   const Tensor factors = torch::stable::contiguous(weight), shifts = torch::stable::contiguous(bias);
   if (is_half) {
@@ -59,7 +52,7 @@ Tensor softmax(const Tensor& logits) {
   require_same_dtype(kName, {&logits});
   const int64_t length = length_of_rows(kName, logits);
   const Tensor rows = torch::stable::contiguous(logits);
-  Tensor output = result_like(rows);
+  Tensor output = empty_result(rows);
   if (rows.numel() == 0) return output;
   with_dtype(rows, [&](auto zero) {
     using T = decltype(zero);
