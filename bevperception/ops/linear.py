@@ -11,12 +11,20 @@ from torch.nn import functional
 
 from bevperception.ops.backend import requested_backend
 
-Activation = Literal["none", "relu", "gelu"]
+Activation = Literal["none", "relu", "gelu", "silu"]
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "relu": torch.relu,
     "gelu": functional.gelu,
+    "silu": functional.silu,
 }
+_IN_ONEDNN: dict[Activation, tuple[str, str]] = {
+    "none": ("none", ""),
+    "relu": ("relu", ""),
+    "gelu": ("gelu", "none"),
+    "silu": ("swish", ""),
+}
+"""Name and algorithm of each."""
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -39,8 +47,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation = "no
         (..., out).
     """
     if _is_fast(x, weight, bias):
-        algorithm = "none" if activation == "gelu" else ""
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], algorithm)
+        name, algorithm = _IN_ONEDNN[activation]
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], algorithm)
         return result
     return _ACTIVATIONS[activation](functional.linear(x, weight, bias))
 

@@ -26,13 +26,13 @@ WEIGHTS = {"own": torch.randn(11, 16), "part": torch.randn(30, 16)[5:9], "transp
 
 @pytest.mark.parametrize("x", INPUTS.values(), ids=INPUTS.keys())
 @pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS.keys())
-@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu", "silu"])
 @torch.inference_mode()
 def test_same_as_pytorch(x: Tensor, weight: Tensor, activation: Activation) -> None:
     bias = torch.randn(weight.shape[0])
     expected = functional.linear(x, weight, bias)
     if activation != "none":
-        expected = {"relu": torch.relu, "gelu": functional.gelu}[activation](expected)
+        expected = {"relu": torch.relu, "gelu": nn.GELU(), "silu": nn.SiLU()}[activation](expected)
     torch.testing.assert_close(linear(x, weight, bias, activation), expected, rtol=1e-5, atol=1e-5)
 
 

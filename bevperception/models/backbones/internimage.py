@@ -258,16 +258,13 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int, hidden: int, activation: Activation, drop_rate: float) -> None:
         super().__init__()
         self.fc1 = Linear(channels, hidden)
-        self.activation = make_activation(activation)
+        self.activation: Activation = activation
         self.fc2 = Linear(hidden, channels)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (..., C) to (..., C)."""
-        if isinstance(self.activation, nn.GELU):
-            hidden = linear(features, self.fc1.weight, self.fc1.bias, "gelu")
-        else:
-            hidden = self.activation(self.fc1(features))
+        hidden = linear(features, self.fc1.weight, self.fc1.bias, self.activation)
         out: Tensor = self.drop(self.fc2(self.drop(hidden)))
         return out
 
