@@ -53,7 +53,8 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
 class LayerNorm(nn.LayerNorm):
     """``nn.LayerNorm`` of the last dimension, by the faster kernel where it only predicts.
 
-    It trains in float32 under autocast on a CPU; its result is float32 there.
+    It trains in float32 under autocast on a CPU, and its result is float32 there; a frozen one below which
+    nothing is trained predicts.
 
     Args:
         channels: of the last dimension.
@@ -65,7 +66,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the last dimension of a tensor of any shape."""
-        if not _trains_in_half(input):
+        if not _trains_in_half(input, self.weight, self.bias):
             return layer_norm(input, self.weight, self.bias, self.eps)
         with torch.autocast("cpu", enabled=False):
             return super().forward(input.float())
@@ -82,7 +83,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropo
     Returns:
         the shape of ``query``.
     """
-    half = _trains_in_half(query)
+    half = _trains_in_half(query, key, value)
     tensors = [x.float() if half else x for x in (query, key, value)]
     context: AbstractContextManager[object] = torch.autocast("cpu", enabled=False) if half else nullcontext()
     with context:
@@ -91,5 +92,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropo
         )
 
 
-def _trains_in_half(x: Tensor) -> bool:
-    return x.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+def _trains_in_half(*tensors: Tensor) -> bool:
+    return (
+        tensors[0].device.type == "cpu"
+        and torch.is_grad_enabled()
+        and torch.is_autocast_enabled("cpu")
+        and any(t.requires_grad for t in tensors)
+    )

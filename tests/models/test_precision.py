@@ -39,6 +39,18 @@ def test_layer_norm_is_the_usual_one_elsewhere() -> None:
     assert torch.equal(mine.double()(double), usual.double()(double))
 
 
+def test_a_frozen_layer_norm_is_the_one_that_predicts() -> None:
+    x, norm = torch.randn(5, 3, 7, dtype=torch.bfloat16), LayerNorm(7).requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = norm(x)
+        below = norm(x.clone().requires_grad_())
+        with torch.no_grad():
+            predicted = norm(x)
+    assert found.dtype == predicted.dtype == torch.bfloat16
+    assert torch.equal(found, predicted)
+    assert below.dtype == torch.float32, "what is below it trains"
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_trains_in_single_precision(masked: bool) -> None:
     query, key, value = (torch.randn(2, 3, n, 5, dtype=torch.bfloat16, requires_grad=True) for n in (4, 6, 6))
