@@ -26,6 +26,7 @@ from bevperception.config_model import ModelConfig
 from bevperception.data.dataset import NuScenesDataset
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import BevError, ConfigError
+from bevperception.malloc import keep_freed_memory
 from bevperception.models.bevformer import BEVFormer
 from bevperception.ops import backend_report, use_backend
 from bevperception.ops.backend import HOW_TO_BUILD
@@ -246,8 +247,17 @@ def with_memory(model: BEVFormer, frames: CameraFrames) -> tuple[CameraFrames, B
     return frames, memory
 
 
-def measure_memory(config: ExperimentConfig, source: str, backend: BackendName, threads: int) -> Memory:
+def measure_memory(
+    config: ExperimentConfig, source: str, backend: BackendName, threads: int, *, keep: bool
+) -> Memory:
     """Peak memory of forwards with more and more memory in a process of its own.
+
+    Args:
+        config: of the experiment.
+        source: 'random' or 'data'.
+        backend: that it runs with.
+        threads: of PyTorch.
+        keep: what is freed, see :func:`~bevperception.malloc.keep_freed_memory`.
 
     Raises:
         BevError: the process died, most likely because memory ran out.
@@ -255,7 +265,7 @@ def measure_memory(config: ExperimentConfig, source: str, backend: BackendName, 
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         try:
-            return pool.submit(_run_for_memory, config, source, backend, threads).result()
+            return pool.submit(_run_for_memory, config, source, backend, threads, keep).result()
         except BrokenProcessPool:
             raise BevError(
                 f"the process that measures the {backend} backend's memory was killed: "
@@ -263,7 +273,11 @@ def measure_memory(config: ExperimentConfig, source: str, backend: BackendName, 
             ) from None
 
 
-def _run_for_memory(config: ExperimentConfig, source: str, backend: BackendName, threads: int) -> Memory:
+def _run_for_memory(
+    config: ExperimentConfig, source: str, backend: BackendName, threads: int, keep: bool
+) -> Memory:
+    if keep:
+        keep_freed_memory()
     torch.set_num_threads(threads)
     model, frames = build_model(config.model), load_frames(config, source)
     before = peak_resident_bytes()
@@ -364,18 +378,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch and of the operators")
     parser.add_argument("--warmup", type=int, default=1, help="forwards with each backend that do not count")
     parser.add_argument("--repeats", type=int, default=5, help="forwards whose median counts")
+    parser.add_argument(
+        "--freed-memory",
+        choices=("keep", "return"),
+        default="keep",
+        help="keep it for the next tensors, as this project's programs do on CPUs, or return it to the "
+        "system, as the C library does by itself",
+    )
     config, options = parser.parse_experiment(argv)
     if min(options.threads, options.repeats) < 1 or options.warmup < 0:
         raise ConfigError("--threads and --repeats must be at least 1, --warmup at least 0")
     backends = chosen_backends(options.backend)
+    keep = options.freed_memory == "keep" and keep_freed_memory()
     torch.set_num_threads(options.threads)
     height, width = config.data.image_size
     print(
         f"{options.config}: {len(config.data.cameras)} cameras of {height} x {width}, "
         f"BEV {config.model.bev.rows} x {config.model.bev.columns}, float32, "
-        f"{options.threads} threads, {options.images} images"
+        f"{options.threads} threads, {options.images} images, freed memory {'kept' if keep else 'returned'}"
     )
-    memory = {b: measure_memory(config, options.images, b, options.threads) for b in backends}
+    memory = {b: measure_memory(config, options.images, b, options.threads, keep=keep) for b in backends}
     model = build_model(config.model)
     print("parameters", format_parameters(count_parameters(model)), sep="\n", flush=True)
     frames = load_frames(config, options.images)

@@ -11,10 +11,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from bevperception.config import TrainingConfig
 from bevperception.distributed import leave_at_exit
 from bevperception.errors import ConfigError
+from bevperception.malloc import keep_freed_memory
 
 
 def launch(config: TrainingConfig) -> torch.device:
     """Start the processes of a configuration (accelerator, devices, nodes, strategy).
+
+    On a CPU they keep the memory that they free.
 
     Returns:
         The device of this process. With several devices Lightning starts the program again for each, so
@@ -36,4 +39,6 @@ def launch(config: TrainingConfig) -> torch.device:
         raise ConfigError(f"training.accelerator, devices or strategy: {message}") from None
     fabric.launch()
     leave_at_exit()
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     return fabric.device

@@ -1,0 +1,48 @@
+"""Freed memory that is kept is not taken from the system again."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from bevperception import malloc
+
+PROGRAM = """
+import resource, sys
+import torch
+from bevperception.malloc import keep_freed_memory
+
+def frame():
+    first = torch.ones(3, 1_000_001)
+    return float((2 * first + 1).sum())
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+for _ in range(4):
+    frame()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    frame()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a matter of glibc")
+def test_kept_memory_is_used_again() -> None:
+    faults = {
+        choice: int(
+            subprocess.run([sys.executable, "-c", PROGRAM, choice], capture_output=True, check=True).stdout
+        )
+        for choice in ("return", "keep")
+    }
+    assert faults["keep"] < 50
+    assert faults["return"] > 4 * faults["keep"]
+    assert faults["return"] > 10
+
+
+def test_other_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert not malloc.keep_freed_memory()
