@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bevperception.benchmarks.model import build_model, random_frames
+from bevperception.benchmarks.model_input import build_model, random_frames
 from bevperception.config import ExperimentConfig
 from bevperception.config_io import ConfigParser
 from bevperception.data.dataset import NuScenesDataset
