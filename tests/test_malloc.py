@@ -21,10 +21,10 @@ def frame():
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
-for _ in range(4):
+for _ in range(8):
     frame()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+for _ in range(16):
     frame()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -38,8 +38,8 @@ def test_kept_memory_is_used_again() -> None:
         )
         for choice in ("return", "keep")
     }
-    assert faults["keep"] < 50
-    assert faults["return"] > 4 * faults["keep"]
+    # Now and then the heap still grows by a tensor, before it has found its size.
+    assert faults["return"] > 5 * faults["keep"]
     assert faults["return"] > 10
 
 
