@@ -14,8 +14,9 @@ def keep_freed_memory() -> bool:
     """Let glibc keep what is freed, for the next frame, from now on and for the whole process.
 
     By default it hands large pieces back to Linux at once, and Linux clears every page of the next ones: of
-    a published-size model on a CPU, whose activations take hundreds of megabytes, that is a sixth of the
-    time of a frame. The process' memory then stays at its peak, which rises by about a fifth.
+    a published-size model on a CPU, whose activations take hundreds of megabytes, that is a sixth to two
+    fifths of the time of a frame. The process' memory then stays at its peak, which rises by a fifth to two
+    thirds.
 
     Returns:
         Whether it could be had: not with another C library.
