@@ -9,7 +9,6 @@ from typing import Literal
 
 from bevperception.benchmarks.model_input import FrameSource
 from bevperception.benchmarks.model_process import (
-    TRANSFORMER,
     BackendName,
     Memory,
     ModelProcess,
@@ -22,6 +21,8 @@ from bevperception.ops import backend_report
 from bevperception.ops.backend import HOW_TO_BUILD
 
 FreedMemory = Literal["auto", "keep", "return"]
+TRANSFORMER = ("encoder", "decoder")
+"""Stages whose sum is shown too."""
 
 DESCRIPTION = """\
 Parameters, time per stage and peak memory of a model. Each backend runs in a process of its own; they take
@@ -139,8 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--freed-memory",
         choices=("auto", "keep", "return"),
         default="auto",
-        help="keep it for the next tensors, as this project's programs do on CPUs, or return it to the "
-        "system, as the C library does by itself and so the published code; auto: native keeps, the "
+        help="keep it for the next tensors, as evaluate, predict and visualize do on CPUs, or return it to "
+        "the system, as the C library does by itself and so the published code; auto: native keeps, the "
         "reference returns",
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch and of the operators")

@@ -39,7 +39,6 @@ STAGES = {
     "segmentation head": "segmentation",
 }
 """Printed name to the model's submodule; a stage within another does not count for that one."""
-TRANSFORMER = ("encoder", "decoder")
 REST, TOTAL = "rest", "total"
 
 

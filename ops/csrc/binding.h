@@ -34,7 +34,8 @@ T* mutable_data_of(const Tensor& tensor) {
 // Bytes from which asking for huge pages pays.
 constexpr int64_t kHugePageBytes = 4 << 20;
 
-// Allocations from this size on are always fresh pages: glibc's largest threshold for mapping them.
+// Allocations from this size on are fresh pages: glibc's largest threshold for mapping them. Not so in a process
+// that keeps what it frees (bevperception/malloc.py), which only predicts and has no use for this.
 constexpr int64_t kFreshBytes = 32 << 20;
 
 // An uninitialised result, on huge pages if it is large.
