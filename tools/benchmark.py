@@ -16,6 +16,7 @@ SUBCOMMANDS = {
     "streaming": ("bevperception.benchmarks.streaming", "time per frame by length of history"),
     "frames": ("bevperception.benchmarks.frames", "frames a second of trained models, in turns"),
     "cameras": ("bevperception.benchmarks.cameras", "what a lost camera costs in NDS"),
+    "proposals": ("bevperception.benchmarks.proposals", "which objects hybrid queries could add"),
     "model": ("bevperception.benchmarks.model", "parameters, time per stage and peak memory of a model"),
 }
 """Name: a module with ``main(arguments) -> int``, and what it measures."""
@@ -23,7 +24,7 @@ SUBCOMMANDS = {
 
 def usage() -> str:
     """The subcommands and what they measure."""
-    lines = [f"  {name:<10}{summary}" for name, (_, summary) in SUBCOMMANDS.items()]
+    lines = [f"  {name:<11}{summary}" for name, (_, summary) in SUBCOMMANDS.items()]
     return "\n".join(["usage: tools/benchmark.py SUBCOMMAND [options]", "", "subcommands:", *lines])
 
 
