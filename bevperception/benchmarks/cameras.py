@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nuscenes.eval.common.config import config_factory
 from torch import Tensor, nn
 
 from bevperception.checkpoints.weights import config_inside, load_model, read_weights
@@ -18,11 +17,11 @@ from bevperception.config_io import ConfigParser
 from bevperception.data.dataset import NuScenesDataset
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError
+from bevperception.evaluation.detection import class_ranges_m
 from bevperception.evaluation.devices import launch
 from bevperception.evaluation.runner import SplitEvaluator
 from bevperception.geometry import MIN_DEPTH_M, box_corners, project_points
 from bevperception.structures import BEVMemory, Boxes3D, CameraFrames, ModelOutputs
-from bevperception.taxonomy import DETECTION_CLASSES
 
 ALLOWED_FALL = 0.02
 """NDS that may be lost beyond the share of objects that only the lost camera sees."""
@@ -105,8 +104,7 @@ def only_shares(dataset: NuScenesDataset, cameras: int) -> list[float]:
         dataset: samples with boxes.
         cameras: number of cameras.
     """
-    ranges = config_factory("detection_cvpr_2019").class_range
-    reach = torch.tensor([float(ranges[name]) for name in DETECTION_CLASSES])
+    reach = torch.tensor(class_ranges_m())
     only, total = torch.zeros(cameras), 0
     for index in range(len(dataset)):
         sample = dataset.load(index)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from nuscenes.eval.common.config import config_factory
 from torch import Tensor
 
 from bevperception.checkpoints.weights import config_inside, load_model, read_weights
@@ -15,12 +14,12 @@ from bevperception.config_io import ConfigParser
 from bevperception.data.dataset import build_dataset
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError
+from bevperception.evaluation.detection import class_ranges_m
 from bevperception.evaluation.devices import launch
 from bevperception.evaluation.runner import perceive
 from bevperception.inference import StreamingPredictor
 from bevperception.models.bevformer import BEVFormer
 from bevperception.structures import Boxes3D, CameraFrames, ModelOutputs
-from bevperception.taxonomy import DETECTION_CLASSES
 
 FOUND_WITHIN_M = 2.0
 """How near on the ground a box of an object's class finds it; one of the devkit's thresholds."""
@@ -96,8 +95,7 @@ def compare(
     with torch.inference_mode():
         proposals = proposals_of(model, frames.to(predictor.device), outputs)
     boxes = predictor.decode(outputs)[0][:limit]
-    ranges = config_factory("detection_cvpr_2019").class_range
-    reach = torch.tensor([float(ranges[name]) for name in DETECTION_CLASSES])
+    reach = torch.tensor(class_ranges_m())
     range_m = truth.values[:, :2].norm(dim=-1).float()
     near = range_m < reach[truth.labels]
     objects = truth[near]

@@ -27,6 +27,12 @@ _ERRORS = ("trans_err", "scale_err", "orient_err", "vel_err", "attr_err")
 _OUT_OF_RANGE_M = 1e6
 
 
+def class_ranges_m() -> list[float]:
+    """How far from the vehicle, on the ground, objects count for the devkit; by index of DETECTION_CLASSES."""
+    ranges = config_factory(CONFIG_NAME).class_range
+    return [float(ranges[name]) for name in DETECTION_CLASSES]
+
+
 @dataclass(frozen=True)
 class ClassMetrics:
     """One class's metrics; errors are NaN where nuScenes defines none for the class.
