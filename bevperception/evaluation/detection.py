@@ -28,7 +28,7 @@ _OUT_OF_RANGE_M = 1e6
 
 
 def class_ranges_m() -> list[float]:
-    """How far from the vehicle, on the ground, objects count for the devkit; by index of DETECTION_CLASSES."""
+    """How far from the vehicle, on the ground, the devkit counts objects; by index of DETECTION_CLASSES."""
     ranges = config_factory(CONFIG_NAME).class_range
     return [float(ranges[name]) for name in DETECTION_CLASSES]
 
