@@ -17,6 +17,7 @@ SUBCOMMANDS = {
     "frames": ("bevperception.benchmarks.frames", "frames a second of trained models, in turns"),
     "cameras": ("bevperception.benchmarks.cameras", "what a lost camera costs in NDS"),
     "proposals": ("bevperception.benchmarks.proposals", "which objects hybrid queries could add"),
+    "deformation": ("bevperception.benchmarks.deformation", "what a trained InternImage owes to deformation"),
     "model": ("bevperception.benchmarks.model", "parameters, time per stage and peak memory of a model"),
 }
 """Name: a module with ``main(arguments) -> int``, and what it measures."""
@@ -24,7 +25,7 @@ SUBCOMMANDS = {
 
 def usage() -> str:
     """The subcommands and what they measure."""
-    lines = [f"  {name:<11}{summary}" for name, (_, summary) in SUBCOMMANDS.items()]
+    lines = [f"  {name:<13}{summary}" for name, (_, summary) in SUBCOMMANDS.items()]
     return "\n".join(["usage: tools/benchmark.py SUBCOMMAND [options]", "", "subcommands:", *lines])
 
 

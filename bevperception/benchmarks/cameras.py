@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bevperception.checkpoints.weights import config_inside, load_model, read_weights
+from bevperception.benchmarks.trained import load_trained
+from bevperception.checkpoints.weights import config_inside
 from bevperception.config_io import ConfigParser
 from bevperception.data.dataset import NuScenesDataset
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError
 from bevperception.evaluation.detection import class_ranges_m
-from bevperception.evaluation.devices import launch
 from bevperception.evaluation.runner import SplitEvaluator
 from bevperception.geometry import MIN_DEPTH_M, box_corners, project_points
 from bevperception.structures import BEVMemory, Boxes3D, CameraFrames, ModelOutputs
@@ -175,10 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", type=str, metavar="NAME", help="split; default: data.val_split")
     parser.add_argument("--out", type=str, required=True, metavar="FOLDER", help="for results and metrics")
     config, options = parser.parse_experiment(argv, fallback=config_inside, fallback_options=("weights",))
-    if config.training.devices * config.training.nodes > 1:
-        raise ConfigError("this benchmark runs in one process: training.devices and nodes must be 1")
-    device = launch(config.training)
-    model = load_model(read_weights(options.weights), config)
+    model, device = load_trained(config, options.weights)
     evaluator = SplitEvaluator(config, NuScenesReader(config.data), options.split or config.data.val_split)
     print(f"{'lost camera':<18}{'NDS':>8}{'mAP':>8}{'fall':>10}{'seen by it':>12}")
     measure(evaluator, model, device, Path(options.out))

@@ -9,13 +9,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from bevperception.checkpoints.weights import config_inside, load_model, read_weights
+from bevperception.benchmarks.trained import load_trained
+from bevperception.checkpoints.weights import config_inside
 from bevperception.config_io import ConfigParser
 from bevperception.data.dataset import build_dataset
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError
 from bevperception.evaluation.detection import class_ranges_m
-from bevperception.evaluation.devices import launch
 from bevperception.evaluation.runner import perceive
 from bevperception.inference import StreamingPredictor
 from bevperception.models.bevformer import BEVFormer
@@ -151,10 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     heads = config.model
     if not heads.detection.enabled or not heads.perspective.enabled or heads.perspective.alone:
         raise ConfigError("boxes and proposals are compared for a model with detection and perspective heads")
-    if config.training.devices * config.training.nodes > 1:
-        raise ConfigError("this benchmark runs in one process: training.devices and nodes must be 1")
-    device = launch(config.training)
-    model = load_model(read_weights(options.weights), config)
+    model, device = load_trained(config, options.weights)
     split = options.split or config.data.val_split
     dataset = build_dataset(NuScenesReader(config.data), config, split, training=False)
     predictor = StreamingPredictor(model, device, config.training.precision)
