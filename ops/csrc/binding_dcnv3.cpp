@@ -17,6 +17,16 @@ struct Arguments : Dcnv3Arguments {
   int64_t rows() const { return sizes.batch * sizes.out_height; }
   int64_t work_of_group() const { return sizes.out_width * sizes.points() * (4 * sizes.channels + 16); }
   int64_t work_of_row() const { return sizes.groups * work_of_group(); }
+
+  // Bands of output rows to share out: several a thread where they need not be narrow for it, as a band costs the
+  // rows that it shares with its neighbours again.
+  int64_t bands_of_image() const {
+    constexpr int64_t kRows = 24;
+    const int64_t threads = torch::stable::get_num_threads(), images = std::max<int64_t>(1, sizes.batch);
+    const int64_t wanted = (4 * threads + images - 1) / images, least = (threads + images - 1) / images;
+    const int64_t bands = std::max(least, std::min(wanted, sizes.out_height / kRows));
+    return std::max<int64_t>(1, std::min(bands, sizes.out_height));
+  }
 };
 
 Arguments arguments_of(const Tensor& input, const Tensor& offset, const Tensor& mask,
@@ -31,12 +41,19 @@ Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, in
       input, offset, mask, {kernel_size, stride, padding, dilation, groups, offset_scale, remove_center});
   const Dcnv3Sizes& sizes = arguments.sizes;
   Tensor output = empty_result(input, {sizes.batch, sizes.out_height, sizes.out_width, input.size(3)});
+  if (output.numel() == 0) return output;
   with_dtype(input, [&](auto zero) {
     using T = decltype(zero);
     const auto problem = arguments.problem<T>();
     T* out = mutable_data_of<T>(output);
-    share_out(arguments.rows(), arguments.work_of_row(), [&](int64_t begin, int64_t end) {
-      cpu::current_kernels<T>().dcnv3(problem, out, begin, end);
+    const int64_t bands = arguments.bands_of_image();
+    const int64_t work = sizes.out_height / bands * arguments.work_of_row();
+    share_out(sizes.batch * bands, work, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t band = i % bands;
+        cpu::current_kernels<T>().dcnv3(problem, out, i / bands, band * sizes.out_height / bands,
+                                        (band + 1) * sizes.out_height / bands);
+      }
     });
   });
   return output;

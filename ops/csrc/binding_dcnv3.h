@@ -35,8 +35,8 @@ struct Dcnv3Arguments {
     STD_TORCH_CHECK(smallest > 0 && settings.padding >= 0 && input.size(3) % settings.groups == 0 &&
                         input.size(1) > 0 && input.size(2) > 0,
                     op, ": settings do not fit the input");
-    STD_TORCH_CHECK(input.size(1) * input.size(2) <= std::numeric_limits<int32_t>::max(), op,
-                    ": more than 2^31 - 1 cells");
+    STD_TORCH_CHECK((input.size(1) + 2) * (input.size(2) + 2) <= std::numeric_limits<int32_t>::max(), op,
+                    ": more than 2^31 - 1 cells, with a border around them");
     const Dcnv3Sizes sizes = {input.size(0),
                               input.size(1),
                               input.size(2),

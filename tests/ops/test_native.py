@@ -37,7 +37,9 @@ PROBLEMS: list[Problem] = [
     AttentionProblem(queries=2, heads=6, channels=4, shapes=((3, 4),) * 4, points=40),
     ConvolutionProblem(),
     ConvolutionProblem(height=9, width=23, groups=4, channels=16),
+    ConvolutionProblem(batch=1, height=4, width=70, groups=3, channels=16),
     ConvolutionProblem(batch=1, groups=7, channels=32, settings={"stride": 2}),
+    ConvolutionProblem(height=7, width=90, groups=2, channels=9, settings={"stride": 2, "kernel_size": 5}),
     ConvolutionProblem(groups=1, channels=1, height=1, width=1),
     ConvolutionProblem(groups=2, channels=70, settings={"kernel_size": 5, "padding": 2, "offset_scale": 0.5}),
     ConvolutionProblem(groups=20, channels=3, settings={"remove_center": True, "dilation": 2, "padding": 2}),
@@ -135,6 +137,23 @@ def test_prefetching_large_maps() -> None:
     )
 
 
+def test_more_planes_than_are_held_at_a_time() -> None:
+    problem = ConvolutionProblem(batch=1, height=60, width=70, groups=35, channels=16)
+    assert 62 * 72 * 16 * 4 * problem.groups > 8 << 20
+    compare(problem, torch.float32)
+
+
+@pytest.mark.parametrize("reach", [0.01, 30.0])
+def test_points_near_and_far_look_at_the_rows_there_are(reach: float) -> None:
+    """The forward copies rows of the input as far as points reach: in which order they do must not matter."""
+    problem = ConvolutionProblem(height=41, width=37, groups=2, channels=16)
+    tensors = problem.tensors(torch.float32, reach)
+    for count in (1, 5):
+        with threads(count):
+            native = outputs_and_gradients(problem.run, tensors, "native")
+        assert_close(native[:1], outputs_and_gradients(problem.run, tensors, "reference")[:1], 2e-5)
+
+
 def test_gradient_of_a_map_of_fresh_pages() -> None:
     """From 32 MB on, the gradient of a map is cleared by the kernel of Linux where that can be had."""
     problem = AttentionProblem(batch=1, queries=5, heads=8, channels=32, shapes=((190, 181),), points=2)
@@ -230,6 +249,7 @@ def test_batch_equals_singles(problem: Problem) -> None:
         AttentionProblem(batch=1, queries=300, heads=5, channels=32, shapes=((9, 9),)),
         AttentionProblem(batch=3, queries=300, heads=2, channels=32, shapes=((9, 9),)),
         ConvolutionProblem(batch=1, height=20, width=30, groups=5, channels=16),
+        ConvolutionProblem(batch=2, height=67, width=41, groups=2, channels=16),
     ],
     ids=str,
 )

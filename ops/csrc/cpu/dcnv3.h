@@ -1,200 +1,160 @@
-// Deformable convolution v3: first phase and loops over output cells.
+// Forward of deformable convolution v3.
 #pragma once
 
-#include "kernels.h"
+#include "dcnv3_planes.h"
+#include "dcnv3_strip.h"
 #include "sampling.h"
 
 namespace bevperception::cpu {
 namespace {
 
-// Undisplaced positions of the points of a run of output cells in one output row, for a range of
-// groups: x relative to the kernel centre of the run's first cell, y to the row's.
-template <class T>
-class TapGrid {
- public:
-  TapGrid(const Dcnv3Sizes& sizes, int64_t groups, int64_t cells)
-      : points_of_cell(groups * sizes.points()),
-        cells_of_chunk(cells),
-        memory_(3 * points_of_cell * cells * static_cast<int64_t>(sizeof(T))) {
-    const int64_t count = points_of_cell * cells;
-    tap_x = static_cast<T*>(memory_.data());
-    tap_y = tap_x + count;
-    centre_x = tap_y + count;
-    for (int64_t i = 0; i < count; ++i) {
-      const Tap tap = kernel_tap(sizes, static_cast<int32_t>(i % sizes.points()));
-      tap_x[i] = static_cast<T>(tap.x);
-      tap_y[i] = static_cast<T>(tap.y);
-      centre_x[i] = static_cast<T>(i / points_of_cell * sizes.stride);
+constexpr int64_t kPlaneBytes = int64_t(8) << 20;  // of the planes at a time; one if it is larger
+constexpr int64_t kStripPoints = 288;              // of a group, in consecutive cells of a row
+
+// One cell and group of the output: the weighted corners of its points.
+template <class T, int POINTS, int CHANNELS>
+struct GatherCell {
+  const StripPoints<T>& points;
+  int64_t first, count;  // points of the cell
+  int64_t channels_at_run_time, row_step;
+  const T* __restrict plane;
+  T* __restrict output;
+
+  static constexpr int sums(int vectors) { return vectors > 2 ? 2 : 4; }  // chains of additions, as registers allow
+
+  template <int N, int COUNT>
+  BEV_INLINE void add(int64_t p, int64_t c, Vector<T, N> (&sum)[sums(COUNT)][COUNT]) const {
+    const int64_t channels = CHANNELS > 0 ? CHANNELS : channels_at_run_time;
+    const T* cell = plane + points.corner[p] * channels + c;
+    const T* const corners[4] = {cell, cell + channels, cell + row_step, cell + row_step + channels};
+    for (int k = 0; k < 4; ++k) {
+      const Vector<T, N> weight = broadcast<N>(points.weights[k][p]);
+      for (int j = 0; j < COUNT; ++j) sum[k % sums(COUNT)][j] += weight * load<N>(corners[k] + j * N);
     }
   }
 
-  const int64_t points_of_cell, cells_of_chunk;
-  T *tap_x, *tap_y, *centre_x;
+  template <int N, int COUNT>
+  BEV_INLINE void run(int64_t c) const {
+    Vector<T, N> sum[sums(COUNT)][COUNT] = {};
+    if constexpr (POINTS > 0) {
+#pragma GCC unroll 9
+      for (int p = 0; p < POINTS; ++p) add<N, COUNT>(first + p, c, sum);
+    } else {
+      for (int64_t p = 0; p < count; ++p) add<N, COUNT>(first + p, c, sum);
+    }
+    for (int j = 0; j < COUNT; ++j) {
+      Vector<T, N> total = sum[0][j] + sum[1][j];
+      if constexpr (sums(COUNT) == 4) total += sum[2][j] + sum[3][j];
+      store<N>(output + c + j * N, total);
+    }
+  }
+};
+
+// Output rows of one image. POINTS, CHANNELS: of a group, if they are known, else 0.
+template <class T, int POINTS, int CHANNELS>
+class Dcnv3Forward {
+ public:
+  Dcnv3Forward(const Dcnv3<T>& problem, T* output, int64_t image)
+      : problem_(problem),
+        sizes_(problem.sizes),
+        output_(output),
+        image_(image),
+        points_(POINTS > 0 ? POINTS : sizes_.points()),
+        channels_(CHANNELS > 0 ? CHANNELS : sizes_.channels),
+        cells_(cells_of_strip(sizes_)),
+        strip_(problem, cells_) {}
+
+  void run(int64_t begin, int64_t end) {
+    const int64_t bytes = GroupPlanes<T>::numbers(sizes_) * static_cast<int64_t>(sizeof(T));
+    const int64_t fitting = kPlaneBytes / bytes > 0 ? kPlaneBytes / bytes : 1;
+    const int64_t groups = fitting < sizes_.groups ? fitting : sizes_.groups;
+    const KeptMemory memory(groups * bytes);
+    for (int64_t first = 0; first < sizes_.groups; first += groups) {
+      const int64_t left = sizes_.groups - first, count = groups < left ? groups : left;
+      GroupPlanes<T> planes(problem_, image_, first, count, static_cast<T*>(memory.data()));
+      for (int64_t y = begin; y < end; ++y) {
+        for (int64_t x = 0; x < sizes_.out_width; x += cells_) {
+          const bool is_last = x + cells_ >= sizes_.out_width;
+          Next next = is_last ? (y + 1 < end ? next_strip(y + 1, 0) : Next{}) : next_strip(y, x + cells_);
+          run_strip(planes, first, count, y, x, next);
+        }
+      }
+    }
+  }
 
  private:
-  AlignedMemory memory_;
-};
+  // What the next strip of all groups reads and writes; a part of it is asked for with every cell of this one.
+  struct Next {
+    Ahead offsets, masks, output;
+  };
 
-// A run of points of a chunk: where they lie.
-template <class T>
-struct ChunkPoints {
-  const TapGrid<T>& grid;
-  T centre_x, centre_y;  // of the chunk's first cell
-  int32_t width, height;
-  T offset_scale;
-
-  ChunkPoints(const Dcnv3<T>& problem, const TapGrid<T>& tap_grid, int64_t out_y, int64_t out_x)
-      : grid(tap_grid),
-        centre_x(static_cast<T>(kernel_centre(problem.sizes, out_x))),
-        centre_y(static_cast<T>(kernel_centre(problem.sizes, out_y))),
-        width(static_cast<int32_t>(problem.sizes.width)),
-        height(static_cast<int32_t>(problem.sizes.height)),
-        offset_scale(problem.offset_scale) {}
-
-  template <int N>
-  using Axis = AxisSample<Vector<T, N>, Vector<int32_t, N>>;
-
-  // Points i to i + N of the chunk, whose offsets begin at `offset`.
-  template <int N>
-  BEV_INLINE Pair<Axis<N>> sample(int64_t i, const T* offset) const {
-    const auto moved = load_pairs<N>(offset);
-    const auto scale = broadcast<N>(offset_scale);
-    const auto x = tap_position(centre_x + load<N>(grid.centre_x + i), load<N>(grid.tap_x + i), moved.first, scale);
-    const auto y = tap_position(broadcast<N>(centre_y), load<N>(grid.tap_y + i), moved.second, scale);
-    return {sample_axis(x, broadcast<N>(static_cast<T>(width)), broadcast<N>(width)),
-            sample_axis(y, broadcast<N>(static_cast<T>(height)), broadcast<N>(height))};
+  static int64_t cells_of_strip(const Dcnv3Sizes& sizes) {
+    const int64_t most = kStripPoints / sizes.points() > 0 ? kStripPoints / sizes.points() : 1;
+    const int64_t strips = (sizes.out_width + most - 1) / most;
+    return (sizes.out_width + strips - 1) / strips;  // strips of one length
   }
-};
 
-template <class T>
-struct FindTapCorners {
-  const ChunkPoints<T>& points;
-  Corners<T> corners;
-  int64_t first;  // of the chunk
-  const T* __restrict offset;
-  const T* __restrict mask;
+  int64_t cells_from(int64_t x) const { return sizes_.out_width - x < cells_ ? sizes_.out_width - x : cells_; }
+  int64_t cell_at(int64_t y, int64_t x) const { return (image_ * sizes_.out_height + y) * sizes_.out_width + x; }
 
-  template <int N>
-  BEV_INLINE void run(int64_t i) const {
-    const auto sample = points.template sample<N>(first + i, offset + 2 * i);
-    write_corners<N, T>(corners, first + i, sample.first, sample.second, load<N>(mask + i),
-                        broadcast<N>(points.width), Vector<int32_t, N>{});
+  Next next_strip(int64_t y, int64_t x) const {
+    const int64_t cell = cell_at(y, x) * sizes_.groups, cells = cells_from(x) * sizes_.groups;
+    Next next;
+    next.offsets = {problem_.offset + 2 * points_ * cell, problem_.offset + 2 * points_ * (cell + cells)};
+    next.masks = {problem_.mask + points_ * cell, problem_.mask + points_ * (cell + cells)};
+    next.output = {output_ + channels_ * cell, output_ + channels_ * (cell + cells)};
+    return next;
   }
-};
 
-// Gradients of a chunk's points from the products of dot_rows.
-template <class T>
-struct FinishTapGradients {
-  const ChunkPoints<T>& points;
-  const T* __restrict dots;  // (points, 4)
-  const T* __restrict offset;
-  const T* __restrict mask;
-  T* __restrict offset_gradient;
-  T* __restrict mask_gradient;
-
-  template <int N>
-  BEV_INLINE void run(int64_t i) const {
-    const auto sample = points.template sample<N>(i, offset + 2 * i);
-    Vector<T, N> dot[4];
-    load_quads<N, T>(dots + 4 * i, dot);
-    const auto gradient =
-        point_gradient(sample.first, sample.second, load<N>(mask + i), dot[0], dot[1], dot[2], dot[3]);
-    const auto scale = broadcast<N>(points.offset_scale);
-    store<N>(mask_gradient + i, gradient.weight);
-    store_pairs<N, T>(offset_gradient + 2 * i, gradient.x * scale, gradient.y * scale);
-  }
-};
-
-// Corners of a range of groups of a run of output cells.
-template <class T>
-BEV_INLINE void find_chunk_corners(const Dcnv3<T>& problem, const TapGrid<T>& grid, const HeadRange& groups,
-                                   const ChunkPoints<T>& points, int64_t cell, int64_t cells,
-                                   const Corners<T>& corners) {
-  const bool contiguous = groups.count() == groups.heads;
-  const int64_t runs = contiguous ? 1 : cells;
-  const int64_t count = contiguous ? cells * grid.points_of_cell : grid.points_of_cell;
-  for (int64_t run = 0; run < runs; ++run) {
-    const int64_t i = ((cell + run) * groups.heads + groups.begin) * groups.points;
-    for_blocks<T>(count,
-                  FindTapCorners<T>{points, corners, run * count, problem.offset + 2 * i, problem.mask + i});
-  }
-}
-
-BEV_INLINE HeadRange group_range(const Dcnv3Sizes& sizes, int64_t begin, int64_t end) {
-  // Neighbouring outputs read neighbouring cells, which the cache still holds: nothing to prefetch.
-  return {sizes.groups, sizes.channels, begin, end, sizes.points(), false};
-}
-
-BEV_INLINE int64_t cells_of_chunk(const Dcnv3Sizes& sizes, int64_t groups) {
-  const int64_t cells = rows_of_chunk(groups * sizes.points());
-  return cells < sizes.out_width ? cells : sizes.out_width;
-}
-
-// Calls visit(batch, first output cell of all, cells, points) for runs of cells in the rows (batch
-// element, output row) from begin to end.
-template <class T, class Visit>
-BEV_INLINE void for_cell_chunks(const Dcnv3<T>& problem, int64_t begin, int64_t end, const TapGrid<T>& grid,
-                                const Visit& visit) {
-  const Dcnv3Sizes& sizes = problem.sizes;
-  for (int64_t row = begin; row < end; ++row) {
-    for (int64_t x = 0; x < sizes.out_width; x += grid.cells_of_chunk) {
-      const int64_t left = sizes.out_width - x;
-      const ChunkPoints<T> points(problem, grid, row % sizes.out_height, x);
-      visit(row / sizes.out_height, row * sizes.out_width + x, left < grid.cells_of_chunk ? left : grid.cells_of_chunk, points);
+  // All groups, which share lines of offsets and masks.
+  void run_strip(GroupPlanes<T>& planes, int64_t first_group, int64_t groups, int64_t y, int64_t x, Next& next) {
+    const int64_t cells = cells_from(x);
+    for (int64_t group = 0; group < groups; ++group) {
+      const StripPoints<T> points = strip_.template find<POINTS>(image_, y, x, first_group + group, cells);
+      planes.template fill<CHANNELS>(points.first_row, points.last_row);
+      const int64_t first_channel = (cell_at(y, x) * sizes_.groups + first_group + group) * channels_;
+      gather(points, cells, planes.plane(group), output_ + first_channel, next);
     }
   }
-}
+
+  void gather(const StripPoints<T>& points, int64_t cells, const T* plane, T* output, Next& next_of_strip) const {
+    const int64_t count = POINTS > 0 ? POINTS : points_, channels = CHANNELS > 0 ? CHANNELS : channels_;
+    const int64_t stride = sizes_.groups * channels, row_step = GroupPlanes<T>::row_step(sizes_);
+    Next next = next_of_strip;  // here the compiler sees that storing to the output does not change it
+    for (int64_t i = 0; i < cells; ++i) {
+      next.offsets.ask(lines_of(2 * count));
+      next.masks.ask(lines_of(count));
+      next.output.ask(lines_of(channels));
+      for_channel_blocks<T, CHANNELS>(
+          channels,
+          GatherCell<T, POINTS, CHANNELS>{points, i * count, count, channels, row_step, plane, output + i * stride});
+    }
+    next_of_strip = next;
+  }
+
+  static int64_t lines_of(int64_t numbers) { return (numbers * static_cast<int64_t>(sizeof(T)) + 63) / 64; }
+
+  const Dcnv3<T>& problem_;
+  const Dcnv3Sizes& sizes_;
+  T* output_;
+  int64_t image_, points_, channels_, cells_;
+  Strip<T> strip_;
+};
 
 template <class T>
-void dcnv3(const Dcnv3<T>& problem, T* output, int64_t begin, int64_t end) {
-  const Dcnv3Sizes& sizes = problem.sizes;
-  const HeadRange groups = group_range(sizes, 0, sizes.groups);
-  const TapGrid<T> grid(sizes, sizes.groups, cells_of_chunk(sizes, sizes.groups));
-  const Scratch<T> scratch(grid.points_of_cell * grid.cells_of_chunk);
-  for_cell_chunks(problem, begin, end, grid,
-                  [&](int64_t batch, int64_t cell, int64_t cells, const ChunkPoints<T>& points) {
-                    find_chunk_corners(problem, grid, groups, points, cell, cells, scratch.corners());
-                    const T* map = problem.input + batch * sizes.height * sizes.width * groups.cell_stride();
-                    gather_rows(scratch.corners(), cells, groups, map, output + cell * groups.cell_stride());
-                  });
-}
-
-template <class T>
-void dcnv3_point_gradients(const Dcnv3<T>& problem, const T* output_gradient, T* offset_gradient,
-                           T* mask_gradient, int64_t begin, int64_t end) {
-  const Dcnv3Sizes& sizes = problem.sizes;
-  const HeadRange groups = group_range(sizes, 0, sizes.groups);
-  const TapGrid<T> grid(sizes, sizes.groups, cells_of_chunk(sizes, sizes.groups));
-  const Scratch<T> scratch(grid.points_of_cell * grid.cells_of_chunk);
-  for_cell_chunks(problem, begin, end, grid,
-                  [&](int64_t batch, int64_t cell, int64_t cells, const ChunkPoints<T>& points) {
-                    const int64_t i = cell * grid.points_of_cell, count = cells * grid.points_of_cell;
-                    find_chunk_corners(problem, grid, groups, points, cell, cells, scratch.corners());
-                    const T* map = problem.input + batch * sizes.height * sizes.width * groups.cell_stride();
-                    dot_rows(scratch.corners(), cells, groups, map, output_gradient + cell * groups.cell_stride(),
-                             scratch.dots());
-                    for_blocks<T>(count, FinishTapGradients<T>{points, scratch.dots(), problem.offset + 2 * i,
-                                                               problem.mask + i, offset_gradient + 2 * i,
-                                                               mask_gradient + i});
-                  });
-}
-
-template <class T>
-void dcnv3_input_gradient(const Dcnv3<T>& problem, const T* output_gradient, T* input_gradient,
-                          const MapShare& share) {
-  const Dcnv3Sizes& sizes = problem.sizes;
-  const HeadRange groups = group_range(sizes, share.head_begin, share.head_end);
-  const TapGrid<T> grid(sizes, groups.count(), cells_of_chunk(sizes, groups.count()));
-  const Scratch<T> scratch(grid.points_of_cell * grid.cells_of_chunk);
-  T* map_gradient = input_gradient + share.batch * sizes.height * sizes.width * groups.cell_stride();
-  if (!share.is_zero) clear_heads(map_gradient, sizes.height * sizes.width, groups);
-  const int64_t begin = share.batch * sizes.out_height;
-  for_cell_chunks(problem, begin, begin + sizes.out_height, grid,
-                  [&](int64_t, int64_t cell, int64_t cells, const ChunkPoints<T>& points) {
-                    find_chunk_corners(problem, grid, groups, points, cell, cells, scratch.corners());
-                    scatter_rows(scratch.corners(), cells, groups, output_gradient + cell * groups.cell_stride(),
-                                 map_gradient);
-                  });
+void dcnv3(const Dcnv3<T>& problem, T* output, int64_t image, int64_t begin, int64_t end) {
+  if (problem.sizes.points() == 0) {
+    const int64_t row = problem.sizes.out_width * problem.sizes.groups * problem.sizes.channels;
+    T* first = output + (image * problem.sizes.out_height + begin) * row;
+    __builtin_memset(first, 0, static_cast<size_t>((end - begin) * row) * sizeof(T));
+    return;
+  }
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (problem.sizes.points() == 9 && problem.sizes.channels == 16) {
+      return Dcnv3Forward<T, 9, 16>(problem, output, image).run(begin, end);
+    }
+  }
+  Dcnv3Forward<T, 0, 0>(problem, output, image).run(begin, end);
 }
 
 }  // namespace

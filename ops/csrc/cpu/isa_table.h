@@ -3,6 +3,7 @@
 #pragma once
 
 #include "dcnv3.h"
+#include "dcnv3_backward.h"
 #include "deform_attn_backward.h"
 #include "ms_deform_attn.h"
 #include "rows.h"

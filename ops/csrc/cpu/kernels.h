@@ -103,8 +103,9 @@ struct Kernels {
   void (*deform_attn_value_gradient)(const DeformAttn<T>&, const T* output_gradient, const T* weights,
                                      const EntriesByMap&, T* value_gradient, const MapShare& share);
 
-  // Rows (batch element, output row) from begin to end of output (batch, out_height, ...).
-  void (*dcnv3)(const Dcnv3<T>&, T* output, int64_t begin, int64_t end);
+  // Output rows from begin to end of one batch element; few rows cost more each than many.
+  void (*dcnv3)(const Dcnv3<T>&, T* output, int64_t batch, int64_t begin, int64_t end);
+  // Rows (batch element, output row) from begin to end of the output's gradient (batch, out_height, ...).
   void (*dcnv3_point_gradients)(const Dcnv3<T>&, const T* output_gradient, T* offset_gradient,
                                 T* mask_gradient, int64_t begin, int64_t end);
   void (*dcnv3_input_gradient)(const Dcnv3<T>&, const T* output_gradient, T* input_gradient,

@@ -4,7 +4,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#include <memory>
 #include <new>
+#include <utility>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -27,6 +29,45 @@ class AlignedMemory {
 
  private:
   void* data_ = nullptr;
+};
+
+// Uninitialised memory that its thread keeps for the next who asks, up to a limit: fresh memory has to be cleared
+// by the system before it can be touched. One at a time in a thread.
+class KeptMemory {
+ public:
+  explicit KeptMemory(int64_t bytes);
+  void* data() const { return own_ ? own_->data() : kept().memory->data(); }
+
+ private:
+  struct Kept {
+    std::unique_ptr<AlignedMemory> memory;
+    int64_t bytes = 0;
+  };
+  static constexpr int64_t kLimit = int64_t(8) << 20;
+
+  static Kept& kept() {
+    static thread_local Kept memory;
+    return memory;
+  }
+
+  std::unique_ptr<AlignedMemory> own_;
+};
+
+// A range of memory to ask the cache for ahead of its use, a few lines at a time.
+class Ahead {
+ public:
+  Ahead() = default;
+  Ahead(const void* begin, const void* end)
+      : next_(static_cast<const char*>(begin)), end_(static_cast<const char*>(end)) {}
+
+  void ask(int64_t lines) {
+    constexpr int64_t kLine = 64;
+    for (; lines > 0 && next_ < end_; --lines, next_ += kLine) __builtin_prefetch(next_, 0, 2);
+  }
+
+ private:
+  const char* next_ = nullptr;
+  const char* end_ = nullptr;
 };
 
 struct MemoryRange {
@@ -55,6 +96,19 @@ inline void advise_huge_pages(void* data, int64_t bytes) {
   (void)data;
   (void)bytes;
 #endif
+}
+
+inline KeptMemory::KeptMemory(int64_t bytes) {
+  Kept& memory = kept();
+  if (bytes <= memory.bytes) return;
+  auto fresh = std::make_unique<AlignedMemory>(bytes);
+  advise_huge_pages(fresh->data(), bytes);
+  if (bytes > kLimit) {
+    own_ = std::move(fresh);
+  } else {
+    memory.memory = std::move(fresh);
+    memory.bytes = bytes;
+  }
 }
 
 // Makes Linux hand out zeros when a large fresh allocation is first touched, which saves writing them.
