@@ -56,11 +56,13 @@ class Strip {
     }
     offset_ = next;
     corner_ = reinterpret_cast<int32_t*>(next + 2 * capacity_);
-    for (int64_t i = 0; i < capacity_; ++i) {
-      const Tap tap = kernel_tap(problem.sizes, static_cast<int32_t>(i % points_));
-      tap_x_[i] = static_cast<T>(tap.x);
-      tap_y_[i] = static_cast<T>(tap.y);
-      cell_x_[i] = static_cast<T>(i / points_ * problem.sizes.stride);
+    for (int64_t i = 0, cell = 0; i < capacity_; ++cell) {
+      for (int32_t point = 0; point < points_ && i < capacity_; ++point, ++i) {
+        const Tap tap = kernel_tap(problem.sizes, point);
+        tap_x_[i] = static_cast<T>(tap.x);
+        tap_y_[i] = static_cast<T>(tap.y);
+        cell_x_[i] = static_cast<T>(cell * problem.sizes.stride);
+      }
     }
   }
 
