@@ -20,11 +20,16 @@ class TapGrid {
     tap_x = static_cast<T*>(memory_.data());
     tap_y = tap_x + count;
     centre_x = tap_y + count;
-    for (int64_t i = 0; i < count; ++i) {
-      const Tap tap = kernel_tap(sizes, static_cast<int32_t>(i % sizes.points()));
-      tap_x[i] = static_cast<T>(tap.x);
-      tap_y[i] = static_cast<T>(tap.y);
-      centre_x[i] = static_cast<T>(i / points_of_cell * sizes.stride);
+    int64_t i = 0;
+    for (int64_t cell = 0; cell < cells; ++cell) {
+      for (int64_t group = 0; group < groups; ++group) {
+        for (int32_t point = 0; point < sizes.points(); ++point, ++i) {
+          const Tap tap = kernel_tap(sizes, point);
+          tap_x[i] = static_cast<T>(tap.x);
+          tap_y[i] = static_cast<T>(tap.y);
+          centre_x[i] = static_cast<T>(cell * sizes.stride);
+        }
+      }
     }
   }
 
