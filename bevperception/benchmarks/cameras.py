@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bevperception.benchmarks.trained import load_trained
-from bevperception.checkpoints.weights import config_inside
-from bevperception.config_io import ConfigParser
+from bevperception.benchmarks.trained import detect, load_trained, parse_trained
 from bevperception.data.dataset import NuScenesDataset
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError
@@ -137,11 +133,8 @@ def measure(evaluator: SplitEvaluator, model: nn.Module, device: torch.device, o
     shares = [0.0, *only_shares(evaluator.dataset, len(channels) - 1)]
     found = []
     for place, (channel, share) in enumerate(zip(channels, shares, strict=True)):
-        with contextlib.redirect_stdout(io.StringIO()):
-            lame = WithoutCamera(model, place - 1 if channel else None)
-            result = evaluator(lame, device, out / (channel or "all"))
-        assert result.detection is not None
-        overall = result.detection.overall
+        lame = WithoutCamera(model, place - 1 if channel else None)
+        overall = detect(evaluator, lame, device, out / (channel or "all"))
         found.append(LostCamera(channel, overall.NDS, overall.mAP, share))
         print(format_row(found[-1], found[0]), flush=True)
     return found
@@ -166,17 +159,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         BevError: a setting, the weights or the data set do not suffice.
     """
-    parser = ConfigParser(
-        "NDS without each camera in turn, and the share of objects that only it sees.",
-        "tools/benchmark.py cameras",
-        usage="--weights PATH --out FOLDER",
-    )
-    parser.add_argument("--weights", type=str, required=True, metavar="PATH", help="weights")
-    parser.add_argument("--split", type=str, metavar="NAME", help="split; default: data.val_split")
-    parser.add_argument("--out", type=str, required=True, metavar="FOLDER", help="for results and metrics")
-    config, options = parser.parse_experiment(argv, fallback=config_inside, fallback_options=("weights",))
+    about = "NDS without each camera in turn, and the share of objects that only it sees."
+    config, options = parse_trained(argv, "cameras", about, writes=True)
     model, device = load_trained(config, options.weights)
-    evaluator = SplitEvaluator(config, NuScenesReader(config.data), options.split or config.data.val_split)
+    evaluator = SplitEvaluator(config, NuScenesReader(config.data), options.split)
     print(f"{'lost camera':<18}{'NDS':>8}{'mAP':>8}{'fall':>10}{'seen by it':>12}")
     measure(evaluator, model, device, Path(options.out))
     return 0

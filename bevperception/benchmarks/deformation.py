@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from bevperception.benchmarks.trained import load_trained
-from bevperception.checkpoints.weights import config_inside
-from bevperception.config_io import ConfigParser
+from bevperception.benchmarks.trained import detect, load_trained, parse_trained
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError
 from bevperception.evaluation.runner import SplitEvaluator
@@ -35,10 +32,11 @@ class Sampling:
     """Means over all that a deformable convolution samples, gathered while it runs.
 
     Args:
+        name: of the convolution in its backbone.
         convolution: watched until :meth:`close`.
 
     Attributes:
-        name: of the convolution in its backbone.
+        name: as given.
         outputs: output places seen so far, each in every group.
     """
 
@@ -61,7 +59,7 @@ class Sampling:
         self._points_sum += float((-(logs.exp() * logs).sum(-1)).exp().double().sum())
 
     @property
-    def offset(self) -> float:
+    def offset_px(self) -> float:
         """Mean length of the offsets, in pixels of the map; NaN before anything ran."""
         return self._length_sum / self.outputs if self.outputs else float("nan")
 
@@ -135,15 +133,13 @@ def measure(evaluator: SplitEvaluator, model: nn.Module, device: torch.device, o
 
 def _evaluate(evaluator: SplitEvaluator, model: nn.Module, device: torch.device, out: Path, name: str) -> str:
     folder = out / name.replace(":", "").replace(" ", "_")
-    with contextlib.redirect_stdout(io.StringIO()):
-        detection = evaluator(model, device, folder).detection
-    assert detection is not None
-    return f"{name:<18}{detection.overall.NDS:>8.4f}{detection.overall.mAP:>8.4f}"
+    overall = detect(evaluator, model, device, folder)
+    return f"{name:<18}{overall.NDS:>8.4f}{overall.mAP:>8.4f}"
 
 
 def format_sampling(sampled: Sequence[Sampling]) -> str:
     """A line per convolution."""
-    rows = [f"{one.name:<22}{one.offset:>12.2f}{one.points:>10.1f}" for one in sampled]
+    rows = [f"{one.name:<22}{one.offset_px:>12.2f}{one.points:>10.1f}" for one in sampled]
     return "\n".join([f"{'convolution':<22}{'offset, px':>12}{'points':>10}", *rows])
 
 
@@ -156,17 +152,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         BevError: a setting, the weights or the data set do not suffice.
     """
-    parser = ConfigParser(
+    about = (
         "NDS of a model on an InternImage as it is, and with its deformable convolutions set back to the "
         "plain 3x3 average that they start as; for each convolution the mean length of its offsets in pixels "
-        "of its map, and how many of its 9 points count (exp of the masks' entropy).",
-        "tools/benchmark.py deformation",
-        usage="--weights PATH --out FOLDER",
+        "of its map, and how many of its 9 points count (exp of the masks' entropy)."
     )
-    parser.add_argument("--weights", type=str, required=True, metavar="PATH", help="weights")
-    parser.add_argument("--split", type=str, metavar="NAME", help="split; default: data.val_split")
-    parser.add_argument("--out", type=str, required=True, metavar="FOLDER", help="for results and metrics")
-    config, options = parser.parse_experiment(argv, fallback=config_inside, fallback_options=("weights",))
+    config, options = parse_trained(argv, "deformation", about, writes=True)
     if not config.model.detection.enabled or config.model.perspective.alone:
         raise ConfigError("what deformation is worth is measured on a model with a detection head")
     if not config.model.backbone.variant.startswith("internimage"):
@@ -175,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "others have no deformable convolutions of this kind"
         )
     model, device = load_trained(config, options.weights)
-    evaluator = SplitEvaluator(config, NuScenesReader(config.data), options.split or config.data.val_split)
+    evaluator = SplitEvaluator(config, NuScenesReader(config.data), options.split)
     print(f"{'convolutions':<18}{'NDS':>8}{'mAP':>8}")
     sampled = measure(evaluator, model, device, Path(options.out))
     print(format_sampling(sampled))

@@ -9,9 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from bevperception.benchmarks.trained import load_trained
-from bevperception.checkpoints.weights import config_inside
-from bevperception.config_io import ConfigParser
+from bevperception.benchmarks.trained import load_trained, parse_trained
 from bevperception.data.dataset import build_dataset
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError
@@ -139,21 +137,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         BevError: a setting, the weights or the data set do not suffice.
     """
-    parser = ConfigParser(
+    about = (
         "Objects found within 2 m by a model's boxes, by its proposals, and by proposals alone: what hybrid "
-        "queries could add. The last columns say how far off boxes and proposals are where both find.",
-        "tools/benchmark.py proposals",
-        usage="--weights PATH",
+        "queries could add. The last columns say how far off boxes and proposals are where both find."
     )
-    parser.add_argument("--weights", type=str, required=True, metavar="PATH", help="weights")
-    parser.add_argument("--split", type=str, metavar="NAME", help="split; default: data.val_split")
-    config, options = parser.parse_experiment(argv, fallback=config_inside, fallback_options=("weights",))
+    config, options = parse_trained(argv, "proposals", about, writes=False)
     heads = config.model
     if not heads.detection.enabled or not heads.perspective.enabled or heads.perspective.alone:
         raise ConfigError("boxes and proposals are compared for a model with detection and perspective heads")
     model, device = load_trained(config, options.weights)
-    split = options.split or config.data.val_split
-    dataset = build_dataset(NuScenesReader(config.data), config, split, training=False)
+    dataset = build_dataset(NuScenesReader(config.data), config, options.split, training=False)
     predictor = StreamingPredictor(model, device, config.training.precision)
     parts = []
     for seen in perceive(predictor, dataset, dataset.tokens, config.data.workers, "comparing"):
@@ -161,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             truth = seen.batch.targets.boxes[0]
             parts.append(compare(predictor, model, seen.batch.frames, seen.outputs, truth))
     if not parts:
-        raise ConfigError(f"split {split} has no annotated sample that could be read")
+        raise ConfigError(f"split {options.split} has no annotated sample that could be read")
     best = heads.perspective.max_proposals
     print(
         f"{len(parts)} frames; the best {best} boxes and proposals of each; found: within {FOUND_WITHIN_M} m"

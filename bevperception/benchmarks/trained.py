@@ -1,14 +1,55 @@
-"""Trained weights and the model they fill, for benchmarks that evaluate it."""
+"""What the benchmarks of trained weights share: their command line, the model, a quiet evaluation."""
 
 from __future__ import annotations
 
-import torch
+import argparse
+import contextlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
 
-from bevperception.checkpoints.weights import load_model, read_weights
+import torch
+from torch import nn
+
+from bevperception.checkpoints.weights import config_inside, load_model, read_weights
 from bevperception.config import ExperimentConfig
+from bevperception.config_io import ConfigParser
 from bevperception.errors import ConfigError
+from bevperception.evaluation.detection import DetectionSummary
 from bevperception.evaluation.devices import launch
+from bevperception.evaluation.runner import SplitEvaluator
 from bevperception.models.bevformer import BEVFormer
+
+
+def parse_trained(
+    argv: Sequence[str] | None, subcommand: str, description: str, *, writes: bool
+) -> tuple[ExperimentConfig, argparse.Namespace]:
+    """Read the command line of a benchmark that evaluates trained weights.
+
+    Args:
+        argv: arguments after the subcommand; None takes the program's own.
+        subcommand: of ``tools/benchmark.py``.
+        description: for ``--help``.
+        writes: whether it takes ``--out FOLDER``.
+
+    Returns:
+        The configuration inside the weights with the command line's settings, and ``weights``, ``split`` and,
+        if it writes, ``out``.
+
+    Raises:
+        BevError: a setting or the weights do not suffice.
+    """
+    usage = "--weights PATH --out FOLDER" if writes else "--weights PATH"
+    parser = ConfigParser(description, f"tools/benchmark.py {subcommand}", usage=usage)
+    parser.add_argument("--weights", type=str, required=True, metavar="PATH", help="weights")
+    parser.add_argument("--split", type=str, metavar="NAME", help="split; default: data.val_split")
+    if writes:
+        parser.add_argument(
+            "--out", type=str, required=True, metavar="FOLDER", help="for results and metrics"
+        )
+    config, options = parser.parse_experiment(argv, fallback=config_inside, fallback_options=("weights",))
+    options.split = options.split or config.data.val_split
+    return config, options
 
 
 def load_trained(config: ExperimentConfig, weights: str) -> tuple[BEVFormer, torch.device]:
@@ -26,3 +67,20 @@ def load_trained(config: ExperimentConfig, weights: str) -> tuple[BEVFormer, tor
         raise ConfigError("this benchmark runs in one process: training.devices and nodes must be 1")
     device = launch(config.training)
     return load_model(read_weights(weights), config), device
+
+
+def detect(
+    evaluator: SplitEvaluator, model: nn.Module, device: torch.device, folder: Path
+) -> DetectionSummary:
+    """Evaluate a model with a detection head without its tables on the terminal.
+
+    Args:
+        evaluator: of the split.
+        model: a BEVFormer, or what behaves as one.
+        device: where it runs.
+        folder: for the submission and the metrics.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        result = evaluator(model, device, folder).detection
+    assert result is not None
+    return result.overall

@@ -40,14 +40,14 @@ def test_lengths_and_points_are_those_of_known_offsets_and_masks() -> None:
         masks[1, :3] = 0.0
         first.mask.bias.copy_(masks.flatten())
     with watched(model) as sampled:
-        assert math.isnan(sampled[0].offset)
+        assert math.isnan(sampled[0].offset_px)
         assert math.isnan(sampled[0].points)
         model(torch.randn(2, 3, 33, 46))
         model(torch.randn(1, 3, 16, 20))
     assert [one.outputs for one in sampled] == [2 * (2 * 9 * 12 + 4 * 5), 2 * (2 * 5 * 6 + 2 * 3)]
-    assert sampled[0].offset == pytest.approx(10.0)
+    assert sampled[0].offset_px == pytest.approx(10.0)
     assert sampled[0].points == pytest.approx(2.0)
-    assert (sampled[1].offset, sampled[1].points) == (0.0, pytest.approx(9.0))
+    assert (sampled[1].offset_px, sampled[1].points) == (0.0, pytest.approx(9.0))
     model(torch.randn(1, 3, 16, 20))
     assert sampled[1].outputs == 2 * (2 * 5 * 6 + 2 * 3)  # nobody watches any more
 

@@ -35,6 +35,8 @@ class AlignedMemory {
 // by the system before it can be touched. One at a time in a thread.
 class KeptMemory {
  public:
+  static constexpr int64_t kLimit = int64_t(8) << 20;  // bytes; what exceeds it is given back
+
   explicit KeptMemory(int64_t bytes);
   void* data() const { return own_ ? own_->data() : kept().memory->data(); }
 
@@ -43,8 +45,6 @@ class KeptMemory {
     std::unique_ptr<AlignedMemory> memory;
     int64_t bytes = 0;
   };
-  static constexpr int64_t kLimit = int64_t(8) << 20;
-
   static Kept& kept() {
     static thread_local Kept memory;
     return memory;
