@@ -1,6 +1,7 @@
 """One competitor in a process of its own: settings such as huge pages hold for a whole process.
 
-Runs as ``python -m bevperception.benchmarks.ops_worker COMPETITOR THREADS``. It says once that it is ready;
+Runs as ``python -m bevperception.benchmarks.ops_worker COMPETITOR THREADS keep|return`` (what it does with memory
+that it frees). It says once that it is ready;
 then each line on stdin is a JSON request, each line on stdout its JSON answer; see :func:`measure`.
 """
 
@@ -20,6 +21,7 @@ from bevperception import ops
 from bevperception.benchmarks.ops_cases import CASES, AttentionCase, Case, ConvolutionCase
 from bevperception.benchmarks.spatial_case import Attention, SpatialCase, native_call, published_call
 from bevperception.benchmarks.timing import peak_extra_bytes, sample_seconds
+from bevperception.malloc import keep_freed_memory
 
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -34,6 +36,9 @@ SMALL_CASES: tuple[Case, ...] = (
 AGREEMENT = 1e-4
 """Largest difference from the reference in float32, as a share of the largest magnitude."""
 
+
+KEEP, RETURN = "keep", "return"
+"""What a worker does with memory that it frees, see :func:`~bevperception.malloc.keep_freed_memory`."""
 
 PUBLISHED = "published"
 """Spatial cross-attention by the published scheme around this project's ms_deform_attn."""
@@ -146,8 +151,10 @@ def measure(competitor: str, request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Answer requests until stdin closes."""
-    competitor, threads = sys.argv[1], int(sys.argv[2])
-    torch.set_num_threads(threads)
+    competitor, threads, freed = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    if freed == KEEP:
+        keep_freed_memory()
     print(json.dumps({"ready": competitor}), flush=True)
     for line in sys.stdin:
         print(json.dumps(measure(competitor, json.loads(line))), flush=True)

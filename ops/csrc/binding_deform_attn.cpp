@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "binding_deform_attn.h"
+#include "binding_row_order.h"
 #include "schemas.h"
 
 namespace bevperception {
@@ -12,7 +13,7 @@ constexpr const char* kName = "deform_attn";
 
 struct RowArguments : DeformAttnArguments {
   template <class T>
-  cpu::DeformAttn<T> problem() const {
+  cpu::DeformAttn<T> problem(const std::vector<int64_t>& order) const {
     return {sizes,
             levels.data(),
             data_of<T>(value),
@@ -25,7 +26,25 @@ struct RowArguments : DeformAttnArguments {
             anchor_of.data(),
             groups,
             row_start ? data_of<int64_t>(*row_start) : nullptr,
-            map_of ? data_of<int64_t>(*map_of) : nullptr};
+            map_of ? data_of<int64_t>(*map_of) : nullptr,
+            order.empty() ? nullptr : order.data()};
+  }
+
+  // By the first map that a row looks into, and by its first reference point there; empty: as they come.
+  template <class T>
+  std::vector<int64_t> row_order() const {
+    const Tiles tiles(levels.front());
+    if (references.size(1) == 0 || !tiles_pay(sizes, tiles, rows(), sizeof(T))) return {};
+    const T* places = data_of<T>(references);
+    const int64_t numbers_of_entry = references.size(1) * 2;
+    const int64_t* start = row_start ? data_of<int64_t>(*row_start) : nullptr;
+    return rows_by_key(rows(), sizes.batch * tiles.count(), [&](int64_t row) {
+      const int64_t entry = start != nullptr ? start[row] : row;
+      if (start != nullptr && entry == start[row + 1]) return int64_t(0);  // looks nowhere
+      const int64_t map = start != nullptr ? data_of<int64_t>(*map_of)[entry] : row / sizes.queries;
+      const T* place = places + entry * numbers_of_entry;
+      return map * tiles.count() + tiles.at(place[0], place[1]);
+    });
   }
 };
 
@@ -65,7 +84,8 @@ Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& o
   const int64_t work_of_row = sizes.heads * sizes.levels * sizes.points * (4 * sizes.channels + 32);
   with_dtype(value, [&](auto zero) {
     using T = decltype(zero);
-    const auto problem = arguments.problem<T>();
+    const std::vector<int64_t> order = arguments.row_order<T>();
+    const auto problem = arguments.problem<T>(order);
     T* out = mutable_data_of<T>(output);
     share_out(arguments.rows(), work_of_row, [&](int64_t begin, int64_t end) {
       cpu::current_kernels<T>().deform_attn(problem, out, begin, end);
@@ -76,9 +96,11 @@ Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& o
 
 // Entries sorted by their map, in the order of rows within one.
 struct SortedEntries {
-  explicit SortedEntries(const RowArguments& arguments) : map_start(arguments.sizes.batch + 1) {
+  SortedEntries(const RowArguments& arguments, const std::vector<int64_t>& order)
+      : map_start(static_cast<size_t>(arguments.sizes.batch + 1)) {
     if (!arguments.row_start) {
       for (size_t map = 0; map < map_start.size(); ++map) map_start[map] = static_cast<int64_t>(map) * arguments.sizes.queries;
+      entry_of = row_of = order;  // which keeps the rows of a map together
       return;
     }
     const int64_t* start = data_of<int64_t>(*arguments.row_start);
@@ -89,7 +111,8 @@ struct SortedEntries {
     entry_of.resize(static_cast<size_t>(entries));
     row_of.resize(static_cast<size_t>(entries));
     std::vector<int64_t> next(map_start.begin(), map_start.end() - 1);
-    for (int64_t row = 0; row < arguments.rows(); ++row) {
+    for (int64_t place = 0; place < arguments.rows(); ++place) {
+      const int64_t row = order.empty() ? place : order[static_cast<size_t>(place)];
       for (int64_t entry = start[row]; entry < start[row + 1]; ++entry) {
         const auto place = static_cast<size_t>(next[static_cast<size_t>(map_of[entry])]++);
         entry_of[place] = entry;
@@ -98,8 +121,9 @@ struct SortedEntries {
     }
   }
 
-  cpu::EntriesByMap view(bool compressed) const {
-    return {map_start.data(), compressed ? entry_of.data() : nullptr, compressed ? row_of.data() : nullptr};
+  cpu::EntriesByMap view() const {
+    const bool listed = !entry_of.empty();
+    return {map_start.data(), listed ? entry_of.data() : nullptr, listed ? row_of.data() : nullptr};
   }
 
   std::vector<int64_t> map_start, entry_of, row_of;
@@ -122,11 +146,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& output_gradien
   Tensor logits_gradient = empty_result(value, {arguments.rows(), logits.size(1)});
   Tensor references_gradient = empty_result(value, {of_references ? arguments.entries() : 0, references.size(1), 2});
   Tensor weights = empty_result(value, {arguments.rows(), logits.size(1)});
-  const SortedEntries sorted(arguments);
   const int64_t work_of_head = sizes.levels * sizes.points * (4 * sizes.channels + 32);
   with_dtype(value, [&](auto zero) {
     using T = decltype(zero);
-    const auto problem = arguments.problem<T>();
+    const std::vector<int64_t> order = arguments.row_order<T>();
+    const auto problem = arguments.problem<T>(order);
+    const SortedEntries sorted(arguments, order);
     const cpu::Kernels<T>& kernels = cpu::current_kernels<T>();
     const T* of_output = data_of<T>(gradient);
     const cpu::DeformAttnGradients<T> gradients{
@@ -140,7 +165,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& output_gradien
     const int64_t entries_of_map = sizes.batch > 0 ? arguments.entries() / sizes.batch + 1 : 1;
     T* of_value = mutable_data_of<T>(value_gradient);
     for_map_shares(value_gradient, sizes.heads, entries_of_map * work_of_head, [&](const cpu::MapShare& share) {
-      kernels.deform_attn_value_gradient(problem, of_output, gradients.weights, sorted.view(row_start.has_value()),
+      kernels.deform_attn_value_gradient(problem, of_output, gradients.weights, sorted.view(),
                                          of_value, share);
     });
   });

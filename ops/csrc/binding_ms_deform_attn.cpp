@@ -3,6 +3,7 @@
 
 #include "binding.h"
 #include "binding_ms_deform_attn.h"
+#include "binding_row_order.h"
 #include "schemas.h"
 
 namespace bevperception {
@@ -12,9 +13,28 @@ constexpr const char* kName = "ms_deform_attn";
 
 struct Arguments : MsDeformAttnArguments {
   template <class T>
-  cpu::MsDeformAttn<T> problem() const {
-    return {sizes, levels.data(), data_of<T>(value), data_of<T>(locations), data_of<T>(weights)};
+  cpu::MsDeformAttn<T> problem(const std::vector<int64_t>& order) const {
+    return {sizes,
+            levels.data(),
+            data_of<T>(value),
+            data_of<T>(locations),
+            data_of<T>(weights),
+            order.empty() ? nullptr : order.data()};
   }
+
+  // By batch element and by where the row's first point lies; empty: as they come.
+  template <class T>
+  std::vector<int64_t> row_order() const {
+    const Tiles tiles(levels.front());
+    const int64_t numbers_of_row = sizes.heads * sizes.levels * sizes.points * 2;
+    if (numbers_of_row == 0 || !tiles_pay(sizes, tiles, rows(), sizeof(T))) return {};
+    const T* first = data_of<T>(locations);
+    return rows_by_key(rows(), sizes.batch * tiles.count(), [&](int64_t row) {
+      const T* place = first + row * numbers_of_row;
+      return row / sizes.queries * tiles.count() + tiles.at(place[0], place[1]);
+    });
+  }
+
   int64_t rows() const { return sizes.batch * sizes.queries; }
   int64_t work_of_head() const { return sizes.levels * sizes.points * (4 * sizes.channels + 16); }
   int64_t work_of_row() const { return sizes.heads * work_of_head(); }
@@ -32,7 +52,8 @@ Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& l
   Tensor output = empty_result(value, {sizes.batch, sizes.queries, sizes.heads * sizes.channels});
   with_dtype(value, [&](auto zero) {
     using T = decltype(zero);
-    const auto problem = arguments.problem<T>();
+    const std::vector<int64_t> order = arguments.row_order<T>();
+    const auto problem = arguments.problem<T>(order);
     T* out = mutable_data_of<T>(output);
     share_out(arguments.rows(), arguments.work_of_row(), [&](int64_t begin, int64_t end) {
       cpu::current_kernels<T>().ms_deform_attn(problem, out, begin, end);
@@ -57,7 +78,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
       value, {sizes.batch, sizes.queries, sizes.heads, sizes.levels, sizes.points});
   with_dtype(value, [&](auto zero) {
     using T = decltype(zero);
-    const auto problem = arguments.problem<T>();
+    const std::vector<int64_t> order = arguments.row_order<T>();
+    const auto problem = arguments.problem<T>(order);
     const cpu::Kernels<T>& kernels = cpu::current_kernels<T>();
     const T* of_output = data_of<T>(gradient);
     T* of_locations = mutable_data_of<T>(locations_gradient);

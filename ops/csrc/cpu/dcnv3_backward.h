@@ -162,7 +162,7 @@ void dcnv3_point_gradients(const Dcnv3<T>& problem, const T* output_gradient, T*
                     const int64_t i = cell * grid.points_of_cell, count = cells * grid.points_of_cell;
                     find_chunk_corners(problem, grid, groups, points, cell, cells, scratch.corners());
                     const T* map = problem.input + batch * sizes.height * sizes.width * groups.cell_stride();
-                    dot_rows(scratch.corners(), cells, groups, map, output_gradient + cell * groups.cell_stride(),
+                    dot_rows(scratch.corners(), Rows{cell, cells, nullptr}, groups, map, output_gradient,
                              scratch.dots());
                     for_blocks<T>(count, FinishTapGradients<T>{points, scratch.dots(), problem.offset + 2 * i,
                                                                problem.mask + i, offset_gradient + 2 * i,
@@ -183,7 +183,7 @@ void dcnv3_input_gradient(const Dcnv3<T>& problem, const T* output_gradient, T* 
   for_cell_chunks(problem, begin, begin + sizes.out_height, grid,
                   [&](int64_t, int64_t cell, int64_t cells, const ChunkPoints<T>& points) {
                     find_chunk_corners(problem, grid, groups, points, cell, cells, scratch.corners());
-                    scatter_rows(scratch.corners(), cells, groups, output_gradient + cell * groups.cell_stride(),
+                    scatter_rows(scratch.corners(), Rows{cell, cells, nullptr}, groups, output_gradient,
                                  map_gradient);
                   });
 }

@@ -79,23 +79,26 @@ class RowRange {
 
   // Each row looks into one map: rows are shared out evenly among the maps, in order.
   void run_plain(int64_t begin, int64_t end) const {
-    for (int64_t row = begin; row < end; row += chunk_) {
-      const int64_t rows = end - row < chunk_ ? end - row : chunk_;
-      for (int64_t r = 0; r < rows; ++r) {
-        set_weights(row + r, 1);
-        find_corners(row + r, row + r, (row + r) / problem_.sizes.queries, r);
+    for (int64_t place = begin; place < end; place += chunk_) {
+      const Rows rows = rows_from(problem_.row_order, place, end - place < chunk_ ? end - place : chunk_);
+      for (int64_t r = 0; r < rows.count; ++r) {
+        const int64_t row = rows[r];
+        set_weights(row, 1);
+        find_corners(row, row, row / problem_.sizes.queries, r);
       }
-      gather_rows(scratch_.corners(), rows, heads_, problem_.value, output_ + row * heads_.cell_stride());
+      gather_rows(scratch_.corners(), rows, heads_, problem_.value, output_);
     }
   }
 
   // Row r looks into the maps map_of[row_start[r]] to map_of[row_start[r + 1] - 1].
   void run_compressed(int64_t begin, int64_t end) const {
     const int64_t width = heads_.cell_stride();
-    __builtin_memset(output_ + begin * width, 0, static_cast<size_t>((end - begin) * width) * sizeof(T));
+    const Rows rows = rows_from(problem_.row_order, begin, end - begin);
     int64_t collected = 0;
     int64_t* const row_of = static_cast<int64_t*>(rows_.data());
-    for (int64_t row = begin; row < end; ++row) {
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const int64_t row = rows[r];
+      __builtin_memset(output_ + row * width, 0, static_cast<size_t>(width) * sizeof(T));
       const int64_t first = problem_.row_start[row], entries = problem_.row_start[row + 1] - first;
       if (entries > 0) set_weights(row, entries);
       for (int64_t entry = first; entry < first + entries; ++entry) {
@@ -126,7 +129,7 @@ class RowRange {
   void add_collected(int64_t entries) const {
     const int64_t width = heads_.cell_stride();
     T* const sampled = static_cast<T*>(sampled_.data());
-    gather_rows(scratch_.corners(), entries, heads_, problem_.value, sampled);
+    gather_rows(scratch_.corners(), Rows{0, entries, nullptr}, heads_, problem_.value, sampled);
     const int64_t* const row_of = static_cast<const int64_t*>(rows_.data());
     for (int64_t e = 0; e < entries; ++e) {
       T* __restrict const sum = output_ + row_of[e] * width;

@@ -76,7 +76,9 @@ void deform_attn_point_gradients(const DeformAttn<T>& problem, const T* output_g
   T* const of_starts = of_weights + points;
   const Entries<T> entries{problem};
   const int64_t runs = problem.sizes.heads * problem.groups;
-  for (int64_t row = begin; row < end; ++row) {
+  const Rows rows = rows_from(problem.row_order, begin, end - begin);
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const int64_t row = rows[r];
     T* const weights = gradients.weights + row * points;
     T* const of_offsets = gradients.of_offsets + row * 2 * points;
     __builtin_memset(of_offsets, 0, static_cast<size_t>(2 * points) * sizeof(T));
@@ -94,7 +96,7 @@ void deform_attn_point_gradients(const DeformAttn<T>& problem, const T* output_g
       const auto map_start = static_cast<int32_t>(entries.map(entry) * problem.sizes.cells);
       starts.set(entry);
       for_blocks<T>(points, FindCornersFromStarts<T>{levels, starts, offsets, weights, scratch.corners(), 0, map_start});
-      dot_rows(scratch.corners(), 1, heads, problem.value, output_gradient + row * heads.cell_stride(), scratch.dots());
+      dot_rows(scratch.corners(), Rows{row, 1, nullptr}, heads, problem.value, output_gradient, scratch.dots());
       for_blocks<T>(points, FinishEntry<T>{levels, starts, offsets, weights, scratch.dots(), of_offsets, of_weights,
                                            of_starts});
       if (gradients.of_references == nullptr) continue;
@@ -126,7 +128,7 @@ void deform_attn_value_gradient(const DeformAttn<T>& problem, const T* output_gr
     for_blocks<T>(levels.count,
                   FindCornersFromStarts<T>{levels, starts, problem.offsets + row * problem.offsets_stride + 2 * first_point,
                                            weights + row * points_of_row + first_point, scratch.corners(), 0, 0});
-    scatter_rows(scratch.corners(), 1, heads, output_gradient + row * heads.cell_stride(), map_gradient);
+    scatter_rows(scratch.corners(), Rows{row, 1, nullptr}, heads, output_gradient, map_gradient);
   }
 }
 

@@ -16,6 +16,7 @@ struct MsDeformAttn {
   const T* value;      // (batch, cells, heads, channels)
   const T* locations;  // (batch, queries, heads, levels, points, 2)
   const T* weights;    // (batch, queries, heads, levels, points)
+  const int64_t* row_order;  // the rows (batch element, query) as they are worked on; null: as they come
 };
 
 // Rows, one a query, look into maps through entries (row, map). A row's offsets and logits hold for all
@@ -35,6 +36,7 @@ struct DeformAttn {
   int64_t groups;            // softmax within each of so many equal parts of (levels, points)
   const int64_t* row_start;  // (rows + 1) into the entries; null: one entry a row, maps one after another
   const int64_t* map_of;     // (entries); null with row_start
+  const int64_t* row_order;  // the rows as they are worked on; null: as they come
 };
 
 // What the gradients of deform_attn go into, apart from the maps'.
@@ -87,7 +89,7 @@ struct MapShare {
 // Every function works on a part of the problem, to be called from several threads at once.
 template <class T>
 struct Kernels {
-  // Rows (batch element, query) from begin to end of output (batch, queries, heads, channels).
+  // Rows (batch element, query) from begin to end of the row order, of output (batch, queries, heads, channels).
   void (*ms_deform_attn)(const MsDeformAttn<T>&, T* output, int64_t begin, int64_t end);
   void (*ms_deform_attn_point_gradients)(const MsDeformAttn<T>&, const T* output_gradient,
                                          T* locations_gradient, T* weights_gradient, int64_t begin,
@@ -95,7 +97,7 @@ struct Kernels {
   void (*ms_deform_attn_value_gradient)(const MsDeformAttn<T>&, const T* output_gradient,
                                         T* value_gradient, const MapShare& share);
 
-  // Rows from begin to end of output (rows, heads, channels): the mean over a row's entries.
+  // Rows from begin to end of the row order, of output (rows, heads, channels): the mean over a row's entries.
   void (*deform_attn)(const DeformAttn<T>&, T* output, int64_t begin, int64_t end);
   // Of the rows from begin to end; then, with the weights that leaves, the maps'.
   void (*deform_attn_point_gradients)(const DeformAttn<T>&, const T* output_gradient,

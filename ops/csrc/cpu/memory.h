@@ -15,6 +15,10 @@
 namespace bevperception::cpu {
 namespace {
 
+// A map larger than this exceeds the caches near a core: its cells are worth asking for ahead of their use, and
+// worth visiting in an order that finds them still there. On smaller ones both cost more than they bring.
+constexpr int64_t kLargeMapBytes = int64_t(4) << 20;
+
 // Uninitialised memory, aligned to a cache line.
 class AlignedMemory {
  public:

@@ -7,9 +7,6 @@
 namespace bevperception::cpu {
 namespace {
 
-// A map larger than this is prefetched; on smaller ones prefetching costs more than it brings.
-constexpr int64_t kPrefetchBytes = 4 << 20;
-
 // The level of each point of a row's head range, one array a quantity.
 template <class T>
 class PointLevels {
@@ -100,19 +97,26 @@ struct FinishPointGradients {
 template <class T>
 BEV_INLINE HeadRange head_range(const MsDeformAttnSizes& sizes, int64_t begin, int64_t end) {
   const int64_t map_bytes = sizes.cells * sizes.heads * sizes.channels * static_cast<int64_t>(sizeof(T));
-  return {sizes.heads, sizes.channels, begin, end, sizes.levels * sizes.points, map_bytes > kPrefetchBytes};
+  return {sizes.heads, sizes.channels, begin, end, sizes.levels * sizes.points, map_bytes > kLargeMapBytes};
 }
 
-// Calls visit(first row, rows) for chunks of rows (batch element, query) within one batch element.
+// The rows from place `first` on of an order; null: as they come.
+BEV_INLINE Rows rows_from(const int64_t* order, int64_t first, int64_t count) {
+  return {first, count, order == nullptr ? nullptr : order + first};
+}
+
+// Calls visit(batch element, rows) for chunks of rows (batch element, query) within one batch element. Those of one
+// come together in an order, too.
 template <class Visit>
-BEV_INLINE void for_row_chunks(int64_t begin, int64_t end, int64_t queries, int64_t chunk, const Visit& visit) {
-  for (int64_t row = begin; row < end;) {
-    const int64_t of_batch = (row / queries + 1) * queries;
-    int64_t rows = end - row;
-    if (rows > chunk) rows = chunk;
-    if (rows > of_batch - row) rows = of_batch - row;
-    visit(row, rows);
-    row += rows;
+BEV_INLINE void for_row_chunks(int64_t begin, int64_t end, int64_t queries, const int64_t* order, int64_t chunk,
+                               const Visit& visit) {
+  for (int64_t place = begin; place < end;) {
+    const int64_t batch = place / queries, of_batch = (batch + 1) * queries;
+    int64_t count = end - place;
+    if (count > chunk) count = chunk;
+    if (count > of_batch - place) count = of_batch - place;
+    visit(batch, rows_from(order, place, count));
+    place += count;
   }
 }
 
@@ -123,14 +127,14 @@ void ms_deform_attn(const MsDeformAttn<T>& problem, T* output, int64_t begin, in
   const PointLevels<T> levels(problem, sizes.heads);
   const int64_t chunk = rows_of_chunk(levels.count);
   const Scratch<T> scratch(chunk * levels.count);
-  for_row_chunks(begin, end, sizes.queries, chunk, [&](int64_t row, int64_t rows) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t first = (row + r) * levels.count;
+  for_row_chunks(begin, end, sizes.queries, problem.row_order, chunk, [&](int64_t batch, const Rows& rows) {
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const int64_t first = rows[r] * levels.count;
       const RowPoints<T> points{levels, problem.locations + 2 * first, problem.weights + first};
       for_blocks<T>(levels.count, FindCorners<T>{points, scratch.corners(), r * levels.count});
     }
-    const T* map = problem.value + row / sizes.queries * sizes.cells * heads.cell_stride();
-    gather_rows(scratch.corners(), rows, heads, map, output + row * heads.cell_stride());
+    const T* map = problem.value + batch * sizes.cells * heads.cell_stride();
+    gather_rows(scratch.corners(), rows, heads, map, output);
   });
 }
 
@@ -142,17 +146,16 @@ void ms_deform_attn_point_gradients(const MsDeformAttn<T>& problem, const T* out
   const PointLevels<T> levels(problem, sizes.heads);
   const int64_t chunk = rows_of_chunk(levels.count);
   const Scratch<T> scratch(chunk * levels.count);
-  for_row_chunks(begin, end, sizes.queries, chunk, [&](int64_t row, int64_t rows) {
-    const int64_t first = row * levels.count;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t i = first + r * levels.count;
+  for_row_chunks(begin, end, sizes.queries, problem.row_order, chunk, [&](int64_t batch, const Rows& rows) {
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const int64_t i = rows[r] * levels.count;
       const RowPoints<T> points{levels, problem.locations + 2 * i, problem.weights + i};
       for_blocks<T>(levels.count, FindCorners<T>{points, scratch.corners(), r * levels.count});
     }
-    const T* map = problem.value + row / sizes.queries * sizes.cells * heads.cell_stride();
-    dot_rows(scratch.corners(), rows, heads, map, output_gradient + row * heads.cell_stride(), scratch.dots());
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t i = first + r * levels.count;
+    const T* map = problem.value + batch * sizes.cells * heads.cell_stride();
+    dot_rows(scratch.corners(), rows, heads, map, output_gradient, scratch.dots());
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const int64_t i = rows[r] * levels.count;
       const RowPoints<T> points{levels, problem.locations + 2 * i, problem.weights + i};
       for_blocks<T>(levels.count, FinishPointGradients<T>{points, scratch.dots() + 4 * r * levels.count,
                                                           locations_gradient + 2 * i, weights_gradient + i});
@@ -171,13 +174,14 @@ void ms_deform_attn_value_gradient(const MsDeformAttn<T>& problem, const T* outp
   const int64_t begin = share.batch * sizes.queries;
   T* map_gradient = value_gradient + share.batch * sizes.cells * heads.cell_stride();
   if (!share.is_zero) clear_heads(map_gradient, sizes.cells, heads);
-  for_row_chunks(begin, begin + sizes.queries, sizes.queries, chunk, [&](int64_t row, int64_t rows) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t first = ((row + r) * sizes.heads + heads.begin) * heads.points;
+  const int64_t* const order = problem.row_order;
+  for_row_chunks(begin, begin + sizes.queries, sizes.queries, order, chunk, [&](int64_t, const Rows& rows) {
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const int64_t first = (rows[r] * sizes.heads + heads.begin) * heads.points;
       const RowPoints<T> points{levels, problem.locations + 2 * first, problem.weights + first};
       for_blocks<T>(levels.count, FindCorners<T>{points, scratch.corners(), r * levels.count});
     }
-    scatter_rows(scratch.corners(), rows, heads, output_gradient + row * heads.cell_stride(), map_gradient);
+    scatter_rows(scratch.corners(), rows, heads, output_gradient, map_gradient);
   });
 }
 

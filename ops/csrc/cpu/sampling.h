@@ -47,6 +47,14 @@ struct HeadRange {
   int64_t count() const { return end - begin; }
 };
 
+// The rows of a chunk: one after another from the first on, or as listed.
+struct Rows {
+  int64_t first, count;
+  const int64_t* listed;  // null: one after another
+
+  BEV_INLINE int64_t operator[](int64_t r) const { return listed == nullptr ? first + r : listed[r]; }
+};
+
 // Points whose corners are held at a time: small enough for the first-level cache.
 constexpr int64_t kChunkPoints = 512;
 
@@ -210,15 +218,16 @@ struct Scatter {
 
 // Calls visit(row, head, task) for every head of every row.
 template <class T, bool PREFETCH, class Visit>
-BEV_INLINE void for_heads(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const Visit& visit) {
+BEV_INLINE void for_heads(const Corners<T>& corners, const Rows& rows, const HeadRange& heads, const Visit& visit) {
   const int64_t steps = (kPrefetchPoints + heads.points - 1) / (heads.points > 0 ? heads.points : 1);
-  const int64_t last = rows * heads.count() - 1;
+  const int64_t last = rows.count * heads.count() - 1;
   int64_t first = 0;
-  for (int64_t row = 0; row < rows; ++row) {
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const int64_t row = rows[r];
     for (int64_t head = heads.begin; head < heads.end; ++head, first += heads.points) {
       HeadTask<T, PREFETCH> task{corners, first, heads.points, heads.cell_stride(), 0, 0};
       if constexpr (PREFETCH) {
-        int64_t ahead = row * heads.count() + head - heads.begin + steps;
+        int64_t ahead = r * heads.count() + head - heads.begin + steps;
         ahead = ahead < last ? ahead : last;
         task.ahead_first = ahead * heads.points;
         task.ahead_channel = (heads.begin + ahead % heads.count()) * heads.channels;
@@ -238,11 +247,11 @@ BEV_INLINE void for_layout(const HeadRange& heads, const Body& body) {
   heads.prefetch ? body.template run<true, 0>() : body.template run<false, 0>();
 }
 
-// output (rows, heads, channels) = weighted sums of the cells of `map`.
+// Rows of output (all rows, heads, channels) = weighted sums of the cells of `map`.
 template <class T>
 struct GatherRows {
   Corners<T> corners;
-  int64_t rows;
+  const Rows& rows;
   const HeadRange& heads;
   const T* map;
   T* output;
@@ -261,10 +270,10 @@ struct GatherRows {
 template <class T>
 struct DotRows {
   Corners<T> corners;
-  int64_t rows;
+  const Rows& rows;
   const HeadRange& heads;
   const T* map;
-  const T* gradient;
+  const T* gradient;  // of the output: (all rows, heads, channels)
   T* dots;
 
   template <bool PREFETCH, int CHANNELS>
@@ -294,7 +303,7 @@ BEV_INLINE void clear_heads(T* map, int64_t cells, const HeadRange& heads) {
 template <class T>
 struct ScatterRows {
   Corners<T> corners;
-  int64_t rows;
+  const Rows& rows;
   const HeadRange& heads;
   const T* gradient;
   T* map_gradient;
@@ -311,19 +320,19 @@ struct ScatterRows {
 };
 
 template <class T>
-BEV_INLINE void gather_rows(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const T* map,
+BEV_INLINE void gather_rows(const Corners<T>& corners, const Rows& rows, const HeadRange& heads, const T* map,
                             T* output) {
   for_layout<T>(heads, GatherRows<T>{corners, rows, heads, map, output});
 }
 
 template <class T>
-BEV_INLINE void dot_rows(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const T* map,
+BEV_INLINE void dot_rows(const Corners<T>& corners, const Rows& rows, const HeadRange& heads, const T* map,
                          const T* gradient, T* dots) {
   for_layout<T>(heads, DotRows<T>{corners, rows, heads, map, gradient, dots});
 }
 
 template <class T>
-BEV_INLINE void scatter_rows(const Corners<T>& corners, int64_t rows, const HeadRange& heads, const T* gradient,
+BEV_INLINE void scatter_rows(const Corners<T>& corners, const Rows& rows, const HeadRange& heads, const T* gradient,
                              T* map_gradient) {
   for_layout<T>(heads, ScatterRows<T>{corners, rows, heads, gradient, map_gradient});
 }
