@@ -44,6 +44,8 @@ class Hostile:
         pick = self.random.randint
         shapes = [(pick(1, 5), pick(1, 5)) for _ in range(pick(1, 3))]
         batch, queries, heads, channels, points = pick(0, 2), pick(0, 4), pick(1, 3), pick(1, 19), pick(0, 4)
+        if pick(0, 49) == 0:  # a map of which rows are visited tile by tile
+            shapes, batch, queries, heads, channels, points = [(66, 70)], 1, pick(190, 240), 8, 32, pick(0, 1)
         cells = sum(h * w for h, w in shapes)
         value = self.numbers(batch, cells, heads, channels)
         locations = self.places(batch, queries, heads, len(shapes), points, 2)
@@ -87,6 +89,9 @@ class Hostile:
         maps, heads, channels, points, anchors = pick(1, 3), pick(1, 3), pick(1, 17), pick(1, 4), pick(1, 3)
         samples = len(shapes) * points
         rows = maps * pick(0, 3)
+        if pick(0, 49) == 0:  # as above
+            shapes, heads, channels, points, rows = [(66, 70)], 8, 32, 1, maps * pick(190, 240)
+            samples = 1
         compressed = bool(pick(0, 1))
         counts = [pick(0, 3) for _ in range(rows)] if compressed else [1] * rows
         start = [sum(counts[:k]) for k in range(rows + 1)]

@@ -137,6 +137,26 @@ def test_prefetching_large_maps() -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_rows_visited_tile_by_tile(count: int, dtype: torch.dtype) -> None:
+    """Maps of more than 4 MB, with more than eight queries for each of their 5 x 5 tiles of 16 x 16 cells."""
+    problem = AttentionProblem(
+        batch=2, queries=211, heads=8, channels=32, shapes=((66, 70), (2, 3)), points=1
+    )
+    value, locations, weights = problem.tensors(dtype, reach=0.7)
+    assert value[0].nbytes > 4 << 20
+    locations[0, 5], locations[1, 7, 0] = float("nan"), 1e30
+    with threads(count):
+        output, *gradients = outputs_and_gradients(problem.run, (value, locations, weights), "native")
+    assert not output[0, 5].any()
+    finite = locations.nan_to_num(9.0)
+    expected, *others = outputs_and_gradients(problem.run, (value, finite, weights), "reference")
+    assert_close((output, *gradients[::2]), (expected, *others[::2]), TOLERANCE[dtype])
+    single = [problem.run(*(t[b : b + 1] for t in (value, locations, weights))) for b in range(2)]
+    assert torch.equal(torch.cat(single), output)
+
+
 def test_more_planes_than_are_held_at_a_time() -> None:
     problem = ConvolutionProblem(batch=1, height=60, width=70, groups=35, channels=16)
     assert 62 * 72 * 16 * 4 * problem.groups > 8 << 20
