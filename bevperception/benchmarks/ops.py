@@ -28,11 +28,12 @@ DESCRIPTION = """\
 Time the native operators, the plain-PyTorch grid_sample reference and every installed PyPI peer
 (torch-ms-deform-attn, deformops) at the shapes of real models, forward (no_grad) and forward + backward.
 
-Every competitor runs in a process of its own, once as it is, once with THP_MEM_ALLOC_ENABLE=1 (PyTorch's own
-use of huge pages) and once with that and a C library that keeps what is freed (clearing a large fresh result can
-cost more than computing it); the best of the three counts. The competitors take turns, several rounds, so that
-a disturbance hits all of them; the median over all rounds is shown, and the most memory a call needs beyond
-its arguments. A competitor that does not compute the same numbers as the reference is not measured.
+Every competitor runs in a process of its own, once as it is, once with THP_MEM_ALLOC_ENABLE=1 (PyTorch's
+own use of huge pages) and once with that and a C library that keeps what is freed (clearing a large fresh
+result can cost more than computing it); the best of the three counts. The competitors take turns, several
+rounds, so that a disturbance hits all of them; the median over all rounds is shown, and the most memory a
+call needs beyond its arguments. A competitor that does not compute the same numbers as the reference is not
+measured.
 
 Spatial cross-attention (c1, c2) is one operator in native. The others are BEVFormer's published scheme, which
 copies every camera's queries into a batch padded to the longest, around their own ms_deform_attn; "published"

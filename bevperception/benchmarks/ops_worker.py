@@ -1,8 +1,8 @@
 """One competitor in a process of its own: settings such as huge pages hold for a whole process.
 
-Runs as ``python -m bevperception.benchmarks.ops_worker COMPETITOR THREADS keep|return``, the last being what it
-does with memory that it frees. It says once that it is ready; then each line on stdin is a JSON request, each
-line on stdout its JSON answer; see :func:`measure`.
+Runs as ``python -m bevperception.benchmarks.ops_worker COMPETITOR THREADS keep|return``, the last being
+what it does with memory that it frees. It says once that it is ready; then each line on stdin is a JSON
+request, each line on stdout its JSON answer; see :func:`measure`.
 """
 
 from __future__ import annotations

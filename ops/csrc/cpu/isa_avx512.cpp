@@ -4,6 +4,6 @@
 
 namespace bevperception::cpu {
 const Isa kAvx512 = {"avx512", kernels_of_this_isa<float>(), kernels_of_this_isa<double>(),
-                     layer_norm<Bfloat16, float>};
+                     layer_norm<Bfloat16, float>, winograd_of_this_isa()};
 }  // namespace bevperception::cpu
 #endif

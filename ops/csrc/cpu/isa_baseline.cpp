@@ -3,5 +3,5 @@
 
 namespace bevperception::cpu {
 const Isa kBaseline = {"baseline", kernels_of_this_isa<float>(), kernels_of_this_isa<double>(),
-                       layer_norm<Bfloat16, float>};
+                       layer_norm<Bfloat16, float>, winograd_of_this_isa()};
 }  // namespace bevperception::cpu

@@ -7,6 +7,7 @@
 #include "deform_attn_backward.h"
 #include "ms_deform_attn.h"
 #include "rows.h"
+#include "winograd.h"
 
 namespace bevperception::cpu {
 namespace {
@@ -19,6 +20,10 @@ constexpr Kernels<T> kernels_of_this_isa() {
       dcnv3<T>,          dcnv3_point_gradients<T>,          dcnv3_input_gradient<T>,
       layer_norm<T, T>,  softmax<T>,
   };
+}
+
+constexpr WinogradKernels winograd_of_this_isa() {
+  return {kPanel, winograd_kernels, winograd_patches, winograd_products, winograd_outputs};
 }
 
 }  // namespace

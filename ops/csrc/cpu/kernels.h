@@ -68,6 +68,50 @@ struct Bfloat16 {
   uint16_t bits;
 };
 
+// Where a tile of 4x4 outputs begins.
+struct WinogradTile {
+  int64_t image, row, column;
+};
+
+// A 3x3 convolution of stride 1, with zeros around the map.
+struct Convolution3x3 {
+  int64_t batch, height, width, inputs, outputs;  // channels: multiples of 32
+  const float* input;   // (batch, height, width, inputs)
+  const float* weight;  // (outputs, inputs, 3, 3)
+  const float* bias;    // (outputs)
+  bool relu;
+
+  int64_t tile_columns() const { return (width + 3) / 4; }
+  int64_t tiles_of_image() const { return (height + 3) / 4 * tile_columns(); }
+  int64_t tiles() const { return batch * tiles_of_image(); }
+  WinogradTile tile(int64_t index) const {
+    const int64_t of_image = index % tiles_of_image();
+    return {index / tiles_of_image(), of_image / tile_columns() * 4, of_image % tile_columns() * 4};
+  }
+};
+
+// Tiles that are worked on together, and memory for them.
+struct WinogradBlock {
+  int64_t first, count;
+  const float* kernels;                 // transformed
+  float* patches;                       // 36 times (count, inputs)
+  float* products;                      // 36 times (count, outputs)
+  int64_t patch_stride, product_stride;  // from one of the 36 to the next
+};
+
+// Steps of a 3x3 convolution, each over a part of what it has to do.
+struct WinogradKernels {
+  int64_t panel;  // output channels, which the transformed kernels lie by
+  // (36, panels, inputs, panel), of the pairs (panel, input).
+  void (*kernels)(const Convolution3x3&, float* transformed, int64_t begin, int64_t end);
+  // Of the block's tiles.
+  void (*patches)(const Convolution3x3&, const WinogradBlock&, int64_t begin, int64_t end);
+  // Of the pairs (one of the 36, panel).
+  void (*products)(const Convolution3x3&, const WinogradBlock&, int64_t begin, int64_t end);
+  // Of the block's tiles, into output (batch, height, width, outputs).
+  void (*outputs)(const Convolution3x3&, const WinogradBlock&, float* output, int64_t begin, int64_t end);
+};
+
 // Rows of numbers, each normalised by its own mean and deviation.
 template <class Stored, class T>
 struct LayerNorm {
@@ -123,6 +167,7 @@ struct Isa {
   Kernels<float> for_float;
   Kernels<double> for_double;
   void (*layer_norm_bfloat16)(const LayerNorm<Bfloat16, float>&, Bfloat16* output, int64_t begin, int64_t end);
+  WinogradKernels winograd;
 };
 
 extern const Isa kBaseline;
