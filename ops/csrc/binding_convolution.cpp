@@ -9,18 +9,21 @@ constexpr int64_t kPositions = 36;  // of a tile's transform
 constexpr int64_t kChannels = 32;   // their numbers are multiples of it
 constexpr int64_t kRows = 12;       // tiles of a block: a multiple of it, so that none is worked on alone
 
-// Numbers from one of the 36 to the next: an odd number of cache lines, as else all would compete for the same few
-// places in the cache.
-int64_t odd_lines(int64_t numbers) { return (numbers / 16 | 1) * 16 + (numbers / 16 % 2 == 0 ? 0 : 32); }
+constexpr int64_t kLine = 16;       // numbers of a cache line
+
+// Numbers from one row to the next that is used together with it: an odd number of cache lines, as else all would
+// compete for the same few places in the cache.
+int64_t odd_lines(int64_t numbers) { return ((numbers + kLine - 1) / kLine | 1) * kLine; }
 
 // Memory for blocks of so many tiles.
 struct BlockShape {
-  int64_t tiles, patch_stride, product_stride;
+  int64_t tiles, patch_row, patch_stride, product_stride;
 
   BlockShape(const cpu::Convolution3x3& problem, int64_t bytes) {
     const int64_t bytes_of_tile = kPositions * (problem.inputs + problem.outputs) * static_cast<int64_t>(sizeof(float));
     tiles = std::min(std::max(bytes / bytes_of_tile / kRows, int64_t(1)) * kRows, problem.tiles());
-    patch_stride = odd_lines(tiles * problem.inputs);
+    patch_row = odd_lines(problem.inputs);
+    patch_stride = odd_lines(tiles * patch_row);
     product_stride = odd_lines(tiles * problem.outputs);
   }
 
@@ -31,7 +34,7 @@ struct BlockShape {
                            float* memory) const {
     const int64_t first = index * tiles;
     return {first,        std::min(tiles, problem.tiles() - first), kernels, memory, memory + kPositions * patch_stride,
-            patch_stride, product_stride};
+            patch_row,    patch_stride,                                 product_stride};
   }
 };
 

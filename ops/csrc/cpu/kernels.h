@@ -94,8 +94,9 @@ struct Convolution3x3 {
 struct WinogradBlock {
   int64_t first, count;
   const float* kernels;                 // transformed
-  float* patches;                       // 36 times (count, inputs)
+  float* patches;                       // 36 times `count` rows of inputs, each `patch_row` after the last
   float* products;                      // 36 times (count, outputs)
+  int64_t patch_row;
   int64_t patch_stride, product_stride;  // from one of the 36 to the next
 };
 

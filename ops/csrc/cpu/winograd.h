@@ -8,14 +8,18 @@
 #pragma once
 
 #include "kernels.h"
+#include "memory.h"
 #include "vectors.h"
 
 namespace bevperception::cpu {
 namespace {
 
+constexpr int64_t kPositions = 36;  // numbers of a transformed patch or kernel
+
 using Numbers = Vector<float, kWidth<float>>;
 
 constexpr int64_t kPanel = 2 * kWidth<float>;  // output channels that are summed up together
+constexpr int64_t kStep = 8;  // input channels, between two requests of what comes next
 constexpr int64_t kRows = BEV_VECTOR_BYTES == 64 ? 12 : 6;  // tiles, as many as registers hold
 constexpr float kNear = 0.70710678118654752f, kFar = 1.41421356237309505f;
 
@@ -102,7 +106,7 @@ void winograd_patches(const Convolution3x3& problem, const WinogradBlock& block,
         pixels[y][x] = inside ? problem.input + pixel * problem.inputs : nullptr;
       }
     }
-    float* const patch = block.patches + t * problem.inputs;
+    float* const patch = block.patches + t * block.patch_row;
     for (int64_t c = 0; c < problem.inputs; c += kFull) {
       Square square;
       for (int x = 0; x < 6; ++x) {
@@ -117,23 +121,32 @@ void winograd_patches(const Convolution3x3& problem, const WinogradBlock& block,
   }
 }
 
+// Kernels that come next, asked for some lines at a time.
+struct Following {
+  Ahead range;
+  int64_t lines;
+};
+
 // out (ROWS, panel) = patches (ROWS, depth) times kernels (depth, panel).
 template <int64_t ROWS>
-BEV_INLINE void multiply_rows(const float* __restrict patches, const float* __restrict kernels, int64_t depth,
-                              float* __restrict out, int64_t out_stride) {
+BEV_INLINE void multiply_rows(const float* __restrict patches, int64_t patch_row, const float* __restrict kernels,
+                              int64_t depth, float* __restrict out, int64_t out_row, Following& following) {
   constexpr int kFull = kWidth<float>;
   Numbers sum[ROWS][2] = {};
-  for (int64_t c = 0; c < depth; ++c, kernels += kPanel) {
-    const Numbers left = load<kFull>(kernels), right = load<kFull>(kernels + kFull);
-    for (int64_t r = 0; r < ROWS; ++r) {
-      const Numbers patch = broadcast<kFull>(patches[r * depth + c]);
-      sum[r][0] += patch * left;
-      sum[r][1] += patch * right;
+  for (int64_t begin = 0; begin < depth; begin += kStep) {
+    following.range.ask(following.lines);
+    for (int64_t c = begin; c < begin + kStep; ++c, kernels += kPanel) {
+      const Numbers left = load<kFull>(kernels), right = load<kFull>(kernels + kFull);
+      for (int64_t r = 0; r < ROWS; ++r) {
+        const Numbers patch = broadcast<kFull>(patches[r * patch_row + c]);
+        sum[r][0] += patch * left;
+        sum[r][1] += patch * right;
+      }
     }
   }
   for (int64_t r = 0; r < ROWS; ++r) {
-    store<kFull>(out + r * out_stride, sum[r][0]);
-    store<kFull>(out + r * out_stride + kFull, sum[r][1]);
+    store<kFull>(out + r * out_row, sum[r][0]);
+    store<kFull>(out + r * out_row + kFull, sum[r][1]);
   }
 }
 
@@ -143,16 +156,22 @@ void winograd_products(const Convolution3x3& problem, const WinogradBlock& block
   for (int64_t i = begin; i < end; ++i) {
     const float* const patches = block.patches + i / panels * block.patch_stride;
     const float* const kernels = block.kernels + i * depth * kPanel;
+    const float* const next = kernels + depth * kPanel;
+    const bool is_last = i + 1 == kPositions * panels;
+    constexpr int64_t kNumbersOfLine = 16;
+    const int64_t requests = (block.count / kRows + 1) * (depth / kStep);
+    Following following{is_last ? Ahead() : Ahead(next, next + depth * kPanel),
+                        depth * kPanel / kNumbersOfLine / requests + 1};
     float* const out = block.products + i / panels * block.product_stride + i % panels * kPanel;
     int64_t t = 0;
     for (; block.count - t >= kRows; t += kRows) {
-      multiply_rows<kRows>(patches + t * depth, kernels, depth, out + t * problem.outputs, problem.outputs);
+      multiply_rows<kRows>(patches + t * block.patch_row, block.patch_row, kernels, depth, out + t * problem.outputs, problem.outputs, following);
     }
     for (; block.count - t >= 3; t += 3) {
-      multiply_rows<3>(patches + t * depth, kernels, depth, out + t * problem.outputs, problem.outputs);
+      multiply_rows<3>(patches + t * block.patch_row, block.patch_row, kernels, depth, out + t * problem.outputs, problem.outputs, following);
     }
     for (; t < block.count; ++t) {
-      multiply_rows<1>(patches + t * depth, kernels, depth, out + t * problem.outputs, problem.outputs);
+      multiply_rows<1>(patches + t * block.patch_row, block.patch_row, kernels, depth, out + t * problem.outputs, problem.outputs, following);
     }
   }
 }
