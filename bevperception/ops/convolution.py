@@ -11,6 +11,8 @@ from bevperception.ops.backend import requested_backend
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
 _HAS_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 _FAST_ISAS = ("avx512", "avx2")
+_FEW_CHANNELS = 128
+"""Up to which, at either end, a 1x1 convolution waits for memory more than it computes."""
 _DTYPES = (torch.float32, torch.bfloat16) if _HAS_BFLOAT16 else (torch.float32,)
 
 
@@ -27,7 +29,8 @@ def convolve(
     A batch norm that only predicts is a factor and a shift of every channel: the convolution can take them
     in, and oneDNN adds the shortcut and clamps while the result is still in the cache. 3x3 convolutions in
     float32 take a quarter of the multiplications in the native operators (Winograd's minimal filtering, whose
-    rounding errors are up to twofold), where these are built and the CPU has AVX2. That way is taken for
+    rounding errors are up to twofold), and 1x1 convolutions of few channels, which wait for memory in oneDNN,
+    fetch ahead there; where these are built and the CPU has AVX2. That way is taken for
     prediction on CPUs, under autocast to bfloat16 too; with gradients, norms that go by the batch, other
     dtypes or devices, the reference backend, and while compiling, the layers are called one after the other.
 
@@ -65,13 +68,37 @@ def _is_fast(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d, shortcut: 
     )
 
 
+def _convolve_pixels(x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
+    """The native 1x1 convolution, (N, C_in, H, W) to (N, C, H, W); into the shortcut's memory if it can."""
+    pixels = x.permute(0, 2, 3, 1)
+    if shortcut is None:
+        result = pixels.new_empty(*pixels.shape[:3], weight.shape[0])
+    else:
+        result = shortcut.to(x.dtype).permute(0, 2, 3, 1).contiguous()
+    torch.ops.bevperception.convolve_1x1_(
+        result.flatten(0, 2), pixels.flatten(0, 2), weight, bias, shortcut is not None, relu
+    )
+    return result.permute(0, 3, 1, 2)
+
+
 def _is_winograd(convolution: nn.Conv2d) -> bool:
     """Whether the native 3x3 convolution can take it, and is faster than oneDNN's direct one."""
+    return _is_plain(convolution) and convolution.kernel_size == (3, 3) and convolution.padding == (1, 1)
+
+
+def _is_thin(convolution: nn.Conv2d) -> bool:
+    """Whether the native 1x1 convolution can take it, and is faster than oneDNN's."""
+    few = min(convolution.in_channels, convolution.out_channels) <= _FEW_CHANNELS
+    return (
+        few and _is_plain(convolution) and convolution.kernel_size == (1, 1) and convolution.padding == (0, 0)
+    )
+
+
+def _is_plain(convolution: nn.Conv2d) -> bool:
     return (
         native.STATUS.loaded
         and native.cpu_isa() in _FAST_ISAS
-        and convolution.kernel_size == (3, 3)
-        and convolution.stride == convolution.dilation == convolution.padding == (1, 1)
+        and convolution.stride == convolution.dilation == (1, 1)
         and convolution.groups == 1
         and convolution.in_channels % 32 == convolution.out_channels % 32 == 0
     )
@@ -95,6 +122,8 @@ def _convolve_at_once(
     x, weight, bias = x.to(dtype, memory_format=torch.channels_last), weight.to(dtype), bias.to(dtype)
     shape = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
     result: Tensor
+    if dtype == torch.float32 and _is_thin(convolution):
+        return _convolve_pixels(x, weight.flatten(1), bias, shortcut, relu)
     if shortcut is None and dtype == torch.float32 and _is_winograd(convolution):
         pixels = torch.ops.bevperception.convolve_3x3(x.permute(0, 2, 3, 1), weight, bias, relu)
         result = pixels.permute(0, 3, 1, 2)

@@ -80,6 +80,8 @@ def _load(path: Path) -> LibraryStatus:
         _register_fused()
         torch.library.register_fake("bevperception::layer_norm")(_fake_rows)
         torch.library.register_fake("bevperception::softmax")(_fake_rows)
+        torch.library.register_fake("bevperception::convolve_3x3")(_fake_convolve_3x3)
+        torch.library.register_fake("bevperception::convolve_1x1_")(_fake_convolve_1x1_)
         isa = os.environ.get(ISA_VARIABLE)
         if isa:
             select_cpu_isa(isa)
@@ -128,6 +130,14 @@ def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
 
 def _fake_rows(rows: Tensor, *settings: Any) -> Tensor:
     return torch.empty_like(rows, memory_format=torch.contiguous_format)
+
+
+def _fake_convolve_3x3(pixels: Tensor, weight: Tensor, *settings: Any) -> Tensor:
+    return pixels.new_empty(*pixels.shape[:3], weight.shape[0])
+
+
+def _fake_convolve_1x1_(*arguments: Any) -> None:
+    """It returns nothing."""
 
 
 def _gradient_dtype(tensor: Tensor) -> torch.dtype:

@@ -1,10 +1,9 @@
-// A 3x3 convolution for PyTorch on the CPU, without gradients.
+// 3x3 and 1x1 convolutions for PyTorch on the CPU, without gradients.
 #include "binding.h"
 
 namespace bevperception {
 namespace {
 
-constexpr const char* kName = "convolve_3x3";
 constexpr int64_t kPositions = 36;  // of a tile's transform
 constexpr int64_t kChannels = 32;   // their numbers are multiples of it
 constexpr int64_t kRows = 12;       // tiles of a block: a multiple of it, so that none is worked on alone
@@ -39,12 +38,12 @@ struct BlockShape {
 };
 
 // Each thread takes blocks that fit its second-level cache through all steps.
-void block_by_block(const cpu::Convolution3x3& problem, const cpu::WinogradKernels& steps, const float* kernels,
-                    float* output) {
+void block_by_block(const cpu::Convolution3x3& problem, const cpu::Isa& isa, const float* kernels, float* output) {
+  const cpu::WinogradKernels& steps = isa.winograd;
   constexpr int64_t kBytes = 900 << 10;
   const BlockShape shape(problem, kBytes);
   const int64_t work = shape.tiles * kPositions * problem.inputs * problem.outputs;
-  const int64_t products = kPositions * problem.outputs / steps.panel;
+  const int64_t products = kPositions * problem.outputs / isa.panel;
   share_out(shape.blocks(problem), work, [&](int64_t begin, int64_t end) {
     const cpu::KeptMemory memory(shape.numbers() * static_cast<int64_t>(sizeof(float)));
     for (int64_t i = begin; i < end; ++i) {
@@ -57,31 +56,37 @@ void block_by_block(const cpu::Convolution3x3& problem, const cpu::WinogradKerne
 }
 
 // All threads take a large block through one step after the other: kernels that exceed the caches are read less often.
-void step_by_step(const cpu::Convolution3x3& problem, const cpu::WinogradKernels& steps, const float* kernels,
-                  float* output, const Tensor& like) {
+void step_by_step(const cpu::Convolution3x3& problem, const cpu::Isa& isa, const float* kernels, float* output,
+                  const Tensor& like) {
+  const cpu::WinogradKernels& steps = isa.winograd;
   constexpr int64_t kBytes = 16 << 20;
   const BlockShape shape(problem, kBytes);
   const Tensor memory = empty_result(like, {shape.numbers()});
-  const int64_t panels = problem.outputs / steps.panel;
+  const int64_t panels = problem.outputs / isa.panel;
   for (int64_t i = 0; i < shape.blocks(problem); ++i) {
     const cpu::WinogradBlock block = shape.block(problem, i, kernels, mutable_data_of<float>(memory));
     share_out(block.count, kPositions * problem.inputs,
               [&](int64_t begin, int64_t end) { steps.patches(problem, block, begin, end); });
-    share_out(kPositions * panels, block.count * problem.inputs * steps.panel,
+    share_out(kPositions * panels, block.count * problem.inputs * isa.panel,
               [&](int64_t begin, int64_t end) { steps.products(problem, block, begin, end); });
     share_out(block.count, kPositions * problem.outputs,
               [&](int64_t begin, int64_t end) { steps.outputs(problem, block, output, begin, end); });
   }
 }
 
-Tensor convolve_3x3(const Tensor& input, const Tensor& weight, const Tensor& bias, bool relu) {
-  for (const Tensor* tensor : {&input, &weight, &bias}) {
-    STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Float, kName, ": takes float32");
+void require_channels(const char* op, std::initializer_list<const Tensor*> tensors, int64_t inputs, int64_t outputs) {
+  for (const Tensor* tensor : tensors) {
+    STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Float, op, ": takes float32");
   }
+  STD_TORCH_CHECK(inputs > 0 && inputs % kChannels == 0 && outputs > 0 && outputs % kChannels == 0, op,
+                  ": channels must be multiples of ", kChannels, ", got ", inputs, " and ", outputs);
+}
+
+Tensor convolve_3x3(const Tensor& input, const Tensor& weight, const Tensor& bias, bool relu) {
+  constexpr const char* kName = "convolve_3x3";
   STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 4, kName, ": input and weight must have 4 dimensions");
   const int64_t inputs = input.size(3), outputs = weight.size(0);
-  STD_TORCH_CHECK(inputs % kChannels == 0 && outputs % kChannels == 0, kName, ": channels must be multiples of ",
-                  kChannels);
+  require_channels(kName, {&input, &weight, &bias}, inputs, outputs);
   require_shape(kName, "the weight", weight, {outputs, inputs, 3, 3});
   require_shape(kName, "the bias", bias, {outputs});
   const Tensor pixels = torch::stable::contiguous(input), taps = torch::stable::contiguous(weight),
@@ -90,21 +95,48 @@ Tensor convolve_3x3(const Tensor& input, const Tensor& weight, const Tensor& bia
   if (output.numel() == 0) return output;
   const cpu::Convolution3x3 problem{input.size(0), input.size(1),         input.size(2),       inputs,
                                     outputs,       data_of<float>(pixels), data_of<float>(taps), data_of<float>(shifts),
-                                    relu};
-  const cpu::WinogradKernels& steps = cpu::current_isa().winograd;
-  Tensor kernels = empty_result(input, {kPositions * outputs * inputs});
+                                    relu,          odd_lines(inputs * outputs)};
+  const cpu::Isa& isa = cpu::current_isa();
+  Tensor kernels = empty_result(input, {kPositions * problem.kernel_stride});
   float* transformed = mutable_data_of<float>(kernels);
-  share_out(outputs / steps.panel * inputs, kPositions * steps.panel, [&](int64_t begin, int64_t end) {
-    steps.kernels(problem, transformed, begin, end);
+  share_out(outputs / isa.panel * inputs, kPositions * isa.panel, [&](int64_t begin, int64_t end) {
+    isa.winograd.kernels(problem, transformed, begin, end);
   });
   constexpr int64_t kFewWeights = 128 * 128;
   float* out = mutable_data_of<float>(output);
   if (inputs * outputs <= kFewWeights) {
-    block_by_block(problem, steps, transformed, out);
+    block_by_block(problem, isa, transformed, out);
   } else {
-    step_by_step(problem, steps, transformed, out, input);
+    step_by_step(problem, isa, transformed, out, input);
   }
   return output;
+}
+
+// Into result (pixels, outputs), contiguous; added to what it holds if `adds`.
+void convolve_1x1_(Tensor result, const Tensor& input, const Tensor& weight, const Tensor& bias, bool adds, bool relu) {
+  constexpr const char* kName = "convolve_1x1_";
+  STD_TORCH_CHECK(input.dim() == 2 && weight.dim() == 2, kName, ": input and weight must have 2 dimensions");
+  const int64_t pixels = input.size(0), inputs = input.size(1), outputs = weight.size(0);
+  require_channels(kName, {&result, &input, &weight, &bias}, inputs, outputs);
+  require_shape(kName, "the weight", weight, {outputs, inputs});
+  require_shape(kName, "the bias", bias, {outputs});
+  require_shape(kName, "the result", result, {pixels, outputs});
+  STD_TORCH_CHECK(result.is_contiguous(), kName, ": the result must be contiguous");
+  const Tensor from = torch::stable::contiguous(input), factors = torch::stable::contiguous(weight),
+               shifts = torch::stable::contiguous(bias);
+  if (result.numel() == 0) return;
+  const cpu::Pointwise problem{inputs, outputs, data_of<float>(from), data_of<float>(factors), data_of<float>(shifts),
+                               adds,   relu};
+  const cpu::Isa& isa = cpu::current_isa();
+  Tensor weights = empty_result(input, {outputs * inputs});
+  float* by_panel = mutable_data_of<float>(weights);
+  share_out(outputs / isa.panel * inputs, isa.panel, [&](int64_t begin, int64_t end) {
+    isa.pointwise.weights(problem, by_panel, begin, end);
+  });
+  float* out = mutable_data_of<float>(result);
+  share_out(pixels, inputs * outputs, [&](int64_t begin, int64_t end) {
+    isa.pointwise.pixels(problem, by_panel, out, begin, end);
+  });
 }
 
 }  // namespace
@@ -112,8 +144,10 @@ Tensor convolve_3x3(const Tensor& input, const Tensor& weight, const Tensor& bia
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bevperception, m) {
   m.def("convolve_3x3(Tensor input, Tensor weight, Tensor bias, bool relu) -> Tensor");
+  m.def("convolve_1x1_(Tensor(a!) result, Tensor input, Tensor weight, Tensor bias, bool adds, bool relu) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bevperception, CPU, m) {
   m.impl("convolve_3x3", TORCH_BOX(&bevperception::convolve_3x3));
+  m.impl("convolve_1x1_", TORCH_BOX(&bevperception::convolve_1x1_));
 }

@@ -36,7 +36,9 @@ class Hostile:
 
     def call(self) -> Call:
         """The call, not yet made."""
-        make = self.random.choice((self.attention, self.convolution, self.rows, self.norms))
+        make = self.random.choice(
+            (self.attention, self.convolution, self.rows, self.norms, self.plain_convolution)
+        )
         return make()
 
     def attention(self) -> Call:
@@ -123,6 +125,22 @@ class Hostile:
         weight, bias = self.bent(self.numbers(channels)), self.bent(self.numbers(channels))
         epsilon = self.random.choice((1e-5, 0.0, *PLACES))
         return lambda: torch.ops.bevperception.layer_norm(rows, weight, bias, epsilon)
+
+    def plain_convolution(self) -> Call:
+        """convolve_3x3 or convolve_1x1_."""
+        pick = self.random.randint
+        self.dtype = self.random.choice((torch.float32,) * 9 + (torch.float64,))
+        inputs, outputs = (self.random.choice((32, 32, 64, pick(0, 70))) for _ in range(2))
+        relu = bool(pick(0, 1))
+        bias = self.bent(self.numbers(outputs))
+        if pick(0, 1):
+            pixels = self.bent(self.places(pick(0, 2), pick(0, 9), pick(0, 9), inputs))
+            weight = self.bent(self.numbers(outputs, inputs, 3, 3))
+            return lambda: torch.ops.bevperception.convolve_3x3(pixels, weight, bias, relu)
+        count = pick(0, 70)
+        rows, weight = self.bent(self.places(count, inputs)), self.bent(self.numbers(outputs, inputs))
+        result, adds = self.bent(self.places(count, outputs)), bool(pick(0, 1))
+        return lambda: torch.ops.bevperception.convolve_1x1_(result, rows, weight, bias, adds, relu)
 
     def numbers(self, *shape: int) -> Tensor:
         """Ordinary numbers."""

@@ -3,7 +3,6 @@
 #include "isa_table.h"
 
 namespace bevperception::cpu {
-const Isa kAvx2 = {"avx2", kernels_of_this_isa<float>(), kernels_of_this_isa<double>(),
-                   layer_norm<Bfloat16, float>, winograd_of_this_isa()};
+const Isa kAvx2 = isa_named("avx2");
 }  // namespace bevperception::cpu
 #endif

@@ -3,7 +3,6 @@
 #include "isa_table.h"
 
 namespace bevperception::cpu {
-const Isa kAvx512 = {"avx512", kernels_of_this_isa<float>(), kernels_of_this_isa<double>(),
-                     layer_norm<Bfloat16, float>, winograd_of_this_isa()};
+const Isa kAvx512 = isa_named("avx512");
 }  // namespace bevperception::cpu
 #endif

@@ -2,6 +2,5 @@
 #include "isa_table.h"
 
 namespace bevperception::cpu {
-const Isa kBaseline = {"baseline", kernels_of_this_isa<float>(), kernels_of_this_isa<double>(),
-                       layer_norm<Bfloat16, float>, winograd_of_this_isa()};
+const Isa kBaseline = isa_named("baseline");
 }  // namespace bevperception::cpu

@@ -6,6 +6,7 @@
 #include "dcnv3_backward.h"
 #include "deform_attn_backward.h"
 #include "ms_deform_attn.h"
+#include "pointwise.h"
 #include "rows.h"
 #include "winograd.h"
 
@@ -22,8 +23,14 @@ constexpr Kernels<T> kernels_of_this_isa() {
   };
 }
 
-constexpr WinogradKernels winograd_of_this_isa() {
-  return {kPanel, winograd_kernels, winograd_patches, winograd_products, winograd_outputs};
+constexpr Isa isa_named(const char* name) {
+  return {name,
+          kernels_of_this_isa<float>(),
+          kernels_of_this_isa<double>(),
+          layer_norm<Bfloat16, float>,
+          kPanel,
+          {winograd_kernels, winograd_patches, winograd_products, winograd_outputs},
+          {pointwise_weights, pointwise}};
 }
 
 }  // namespace

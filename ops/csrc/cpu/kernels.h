@@ -80,6 +80,7 @@ struct Convolution3x3 {
   const float* weight;  // (outputs, inputs, 3, 3)
   const float* bias;    // (outputs)
   bool relu;
+  int64_t kernel_stride;  // from one of the 36 numbers of all transformed kernels to the next
 
   int64_t tile_columns() const { return (width + 3) / 4; }
   int64_t tiles_of_image() const { return (height + 3) / 4 * tile_columns(); }
@@ -102,8 +103,7 @@ struct WinogradBlock {
 
 // Steps of a 3x3 convolution, each over a part of what it has to do.
 struct WinogradKernels {
-  int64_t panel;  // output channels, which the transformed kernels lie by
-  // (36, panels, inputs, panel), of the pairs (panel, input).
+  // 36 times (panels, inputs, panel), of the pairs (panel, input).
   void (*kernels)(const Convolution3x3&, float* transformed, int64_t begin, int64_t end);
   // Of the block's tiles.
   void (*patches)(const Convolution3x3&, const WinogradBlock&, int64_t begin, int64_t end);
@@ -111,6 +111,22 @@ struct WinogradKernels {
   void (*products)(const Convolution3x3&, const WinogradBlock&, int64_t begin, int64_t end);
   // Of the block's tiles, into output (batch, height, width, outputs).
   void (*outputs)(const Convolution3x3&, const WinogradBlock&, float* output, int64_t begin, int64_t end);
+};
+
+// A 1x1 convolution, to which what its result's memory holds may be added.
+struct Pointwise {
+  int64_t inputs, outputs;  // channels: multiples of 32
+  const float* input;   // (pixels, inputs)
+  const float* weight;  // (outputs, inputs)
+  const float* bias;    // (outputs)
+  bool adds, relu;
+};
+
+struct PointwiseKernels {
+  // (panels, inputs, panel), of the pairs (panel, input).
+  void (*weights)(const Pointwise&, float* by_panel, int64_t begin, int64_t end);
+  // Pixels of output (pixels, outputs), with the weights by panels.
+  void (*pixels)(const Pointwise&, const float* by_panel, float* output, int64_t begin, int64_t end);
 };
 
 // Rows of numbers, each normalised by its own mean and deviation.
@@ -168,7 +184,9 @@ struct Isa {
   Kernels<float> for_float;
   Kernels<double> for_double;
   void (*layer_norm_bfloat16)(const LayerNorm<Bfloat16, float>&, Bfloat16* output, int64_t begin, int64_t end);
+  int64_t panel;  // output channels, which the weights of convolutions lie by
   WinogradKernels winograd;
+  PointwiseKernels pointwise;
 };
 
 extern const Isa kBaseline;

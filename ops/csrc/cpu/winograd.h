@@ -8,19 +8,13 @@
 #pragma once
 
 #include "kernels.h"
-#include "memory.h"
-#include "vectors.h"
+#include "matrix.h"
 
 namespace bevperception::cpu {
 namespace {
 
 constexpr int64_t kPositions = 36;  // numbers of a transformed patch or kernel
 
-using Numbers = Vector<float, kWidth<float>>;
-
-constexpr int64_t kPanel = 2 * kWidth<float>;  // output channels that are summed up together
-constexpr int64_t kStep = 8;  // input channels, between two requests of what comes next
-constexpr int64_t kRows = BEV_VECTOR_BYTES == 64 ? 12 : 6;  // tiles, as many as registers hold
 constexpr float kNear = 0.70710678118654752f, kFar = 1.41421356237309505f;
 
 // 36 numbers of a patch, of as many channels as a vector has.
@@ -65,10 +59,9 @@ BEV_INLINE void transform_back(Numbers* line, int step) {
   line[3 * step] = 0.5f * kNear * odd_near + 2.0f * kFar * odd_far + line[5 * step];
 }
 
-// Transformed kernels (36, panels, inputs, panel), of the pairs (panel, input) from begin to end.
+// Transformed kernels, 36 times (panels, inputs, panel), of the pairs (panel, input) from begin to end.
 void winograd_kernels(const Convolution3x3& problem, float* transformed, int64_t begin, int64_t end) {
   constexpr int kFull = kWidth<float>;
-  const int64_t position_stride = problem.outputs * problem.inputs;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t first = i / problem.inputs * kPanel, input = i % problem.inputs;
     for (int64_t half = 0; half < kPanel; half += kFull) {
@@ -84,7 +77,7 @@ void winograd_kernels(const Convolution3x3& problem, float* transformed, int64_t
       for (int y = 0; y < 6; ++y) {
         transform_kernel(square.at[y][0], square.at[y][1], square.at[y][2], square.at[y], 1);
         for (int x = 0; x < 6; ++x) {
-          store<kFull>(transformed + (6 * y + x) * position_stride + i * kPanel + half, square.at[y][x]);
+          store<kFull>(transformed + (6 * y + x) * problem.kernel_stride + i * kPanel + half, square.at[y][x]);
         }
       }
     }
@@ -121,58 +114,38 @@ void winograd_patches(const Convolution3x3& problem, const WinogradBlock& block,
   }
 }
 
-// Kernels that come next, asked for some lines at a time.
-struct Following {
-  Ahead range;
-  int64_t lines;
-};
+// Some rows of a product.
+struct WinogradRows {
+  const float* patches;
+  int64_t patch_row;
+  const float* kernels;
+  int64_t depth;
+  float* products;
+  int64_t product_row;
+  Ahead& following;  // kernels that come next
+  int64_t lines;     // of them to ask for at a time
 
-// out (ROWS, panel) = patches (ROWS, depth) times kernels (depth, panel).
-template <int64_t ROWS>
-BEV_INLINE void multiply_rows(const float* __restrict patches, int64_t patch_row, const float* __restrict kernels,
-                              int64_t depth, float* __restrict out, int64_t out_row, Following& following) {
-  constexpr int kFull = kWidth<float>;
-  Numbers sum[ROWS][2] = {};
-  for (int64_t begin = 0; begin < depth; begin += kStep) {
-    following.range.ask(following.lines);
-    for (int64_t c = begin; c < begin + kStep; ++c, kernels += kPanel) {
-      const Numbers left = load<kFull>(kernels), right = load<kFull>(kernels + kFull);
-      for (int64_t r = 0; r < ROWS; ++r) {
-        const Numbers patch = broadcast<kFull>(patches[r * patch_row + c]);
-        sum[r][0] += patch * left;
-        sum[r][1] += patch * right;
-      }
-    }
+  template <int64_t ROWS>
+  BEV_INLINE void run(int64_t row) const {
+    multiply_rows<ROWS>(patches + row * patch_row, patch_row, kernels, depth, [&] { following.ask(lines); },
+                        [&](int64_t r, int64_t half, const Numbers& sum) {
+                          store<kWidth<float>>(products + (row + r) * product_row + half * kWidth<float>, sum);
+                        });
   }
-  for (int64_t r = 0; r < ROWS; ++r) {
-    store<kFull>(out + r * out_row, sum[r][0]);
-    store<kFull>(out + r * out_row + kFull, sum[r][1]);
-  }
-}
+};
 
 // The products of a block, of the pairs (position, panel) from begin to end.
 void winograd_products(const Convolution3x3& problem, const WinogradBlock& block, int64_t begin, int64_t end) {
   const int64_t depth = problem.inputs, panels = problem.outputs / kPanel;
   for (int64_t i = begin; i < end; ++i) {
     const float* const patches = block.patches + i / panels * block.patch_stride;
-    const float* const kernels = block.kernels + i * depth * kPanel;
+    const float* const kernels = block.kernels + i / panels * problem.kernel_stride + i % panels * depth * kPanel;
     const float* const next = kernels + depth * kPanel;
-    const bool is_last = i + 1 == kPositions * panels;
-    constexpr int64_t kNumbersOfLine = 16;
-    const int64_t requests = (block.count / kRows + 1) * (depth / kStep);
-    Following following{is_last ? Ahead() : Ahead(next, next + depth * kPanel),
-                        depth * kPanel / kNumbersOfLine / requests + 1};
     float* const out = block.products + i / panels * block.product_stride + i % panels * kPanel;
-    int64_t t = 0;
-    for (; block.count - t >= kRows; t += kRows) {
-      multiply_rows<kRows>(patches + t * block.patch_row, block.patch_row, kernels, depth, out + t * problem.outputs, problem.outputs, following);
-    }
-    for (; block.count - t >= 3; t += 3) {
-      multiply_rows<3>(patches + t * block.patch_row, block.patch_row, kernels, depth, out + t * problem.outputs, problem.outputs, following);
-    }
-    for (; t < block.count; ++t) {
-      multiply_rows<1>(patches + t * block.patch_row, block.patch_row, kernels, depth, out + t * problem.outputs, problem.outputs, following);
-    }
+    Ahead following = (i + 1) % panels == 0 ? Ahead() : Ahead(next, next + depth * kPanel);
+    const int64_t requests = (block.count / kRows + 1) * (depth / kStep);
+    for_row_blocks(block.count, WinogradRows{patches, block.patch_row, kernels, depth, out, problem.outputs, following,
+                                             depth * kPanel / kNumbersOfLine / requests + 1});
   }
 }
 

@@ -1,0 +1,222 @@
+"""The native 3x3 and 1x1 convolutions against a direct sum in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from bevperception.ops import convolution as module
+from bevperception.ops import use_backend
+from bevperception.ops.convolution import convolve
+from tests.ops.problems import ISAS, cpu_isa, needs_native, threads
+from tests.ops.test_convolution import one_after_the_other
+
+pytestmark = needs_native
+EACH_ISA = pytest.mark.parametrize("isa", ISAS)
+CHANNELS = st.sampled_from([32, 64, 96])
+
+
+def problem(seed: int, outputs: int, inputs: int, kernel: int, *size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels (N, H, W, C), weight (O, C, k, k) and bias (O,): outputs of about 1."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = (inputs * kernel**2) ** -0.5
+    return (
+        torch.randn(*size, inputs, generator=generator),
+        torch.randn(outputs, inputs, kernel, kernel, generator=generator) * scale,
+        torch.randn(outputs, generator=generator),
+    )
+
+
+def direct(
+    pixels: Tensor, weight: Tensor, bias: Tensor, relu: bool, shortcut: Tensor | None = None
+) -> Tensor:
+    """By its definition, in float64."""
+    maps = pixels.permute(0, 3, 1, 2).double()
+    padding = weight.shape[-1] // 2
+    result = functional.conv2d(maps, weight.double(), bias.double(), padding=padding).permute(0, 2, 3, 1)
+    if shortcut is not None:
+        result = result + shortcut.double()
+    return result.relu() if relu else result
+
+
+@EACH_ISA
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 3), st.integers(1, 14), st.integers(1, 14)),
+    inputs=CHANNELS,
+    outputs=CHANNELS,
+    relu=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_3x3_of_any_size(
+    isa: str, size: tuple[int, ...], inputs: int, outputs: int, relu: bool, seed: int
+) -> None:
+    pixels, weight, bias = problem(seed, outputs, inputs, 3, *size)
+    with cpu_isa(isa):
+        result = torch.ops.bevperception.convolve_3x3(pixels, weight, bias, relu)
+    torch.testing.assert_close(result.double(), direct(pixels, weight, bias, relu), rtol=0, atol=2e-5)
+
+
+@EACH_ISA
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 3), st.integers(1, 14), st.integers(1, 14)),
+    inputs=CHANNELS,
+    outputs=CHANNELS,
+    relu=st.booleans(),
+    adds=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_1x1_of_any_size(
+    isa: str, size: tuple[int, ...], inputs: int, outputs: int, relu: bool, adds: bool, seed: int
+) -> None:
+    pixels, weight, bias = problem(seed, outputs, inputs, 1, *size)
+    held = torch.randn(*size, outputs)
+    result = held.clone() if adds else torch.full_like(held, float("nan"))
+    with cpu_isa(isa):
+        torch.ops.bevperception.convolve_1x1_(
+            result.flatten(0, 2), pixels.flatten(0, 2), weight.flatten(1), bias, adds, relu
+        )
+    expected = direct(pixels, weight, bias, relu, held if adds else None)
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "size"),
+    [
+        (64, 64, (2, 61, 45)),  # several blocks for each thread
+        (160, 128, (1, 81, 86)),  # kernels beyond the cache: several blocks, step by step
+    ],
+)
+def test_many_blocks_on_any_number_of_threads(inputs: int, outputs: int, size: tuple[int, ...]) -> None:
+    pixels, weight, bias = problem(0, outputs, inputs, 3, *size)
+    results = []
+    for count in (1, 2, 5):
+        with threads(count):
+            results.append(torch.ops.bevperception.convolve_3x3(pixels, weight, bias, True))
+    torch.testing.assert_close(results[0].double(), direct(pixels, weight, bias, True), rtol=0, atol=2e-5)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_a_batch_is_as_its_images_alone() -> None:
+    pixels, weight, bias = problem(1, 64, 32, 3, 3, 7, 9)
+    together = torch.ops.bevperception.convolve_3x3(pixels, weight, bias, True)
+    alone = [torch.ops.bevperception.convolve_3x3(pixels[i : i + 1], weight, bias, True) for i in range(3)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_what_is_not_a_number_does_not_get_lost(relu: bool) -> None:
+    """It spreads over tiles of 4 x 4 in the 3x3 convolution, not to other images."""
+    pixels, weight, bias = problem(2, 32, 32, 3, 2, 9, 13)
+    pixels[0, 4, 6, 5] = float("nan")
+    result = torch.ops.bevperception.convolve_3x3(pixels, weight, bias, relu)
+    assert result[0, 3:6, 5:8].isnan().all()
+    assert result[1].isfinite().all()
+    assert result[0, 8:, 12:].isfinite().all()
+    rows = torch.zeros(9 * 13, 32)
+    operator = torch.ops.bevperception.convolve_1x1_
+    operator(rows, pixels[0].flatten(0, 1), weight[:, :, 1, 1].contiguous(), bias, True, relu)
+    assert torch.equal(rows.isnan().any(1), pixels[0].flatten(0, 1).isnan().any(1))
+
+
+@pytest.mark.parametrize("size", [(0, 5, 7), (2, 0, 7), (2, 5, 0)])
+def test_empty(size: tuple[int, ...]) -> None:
+    pixels, weight, bias = problem(0, 64, 32, 3, *size)
+    assert torch.ops.bevperception.convolve_3x3(pixels, weight, bias, True).shape == (*size, 64)
+    empty = torch.zeros(0, 64)
+    torch.ops.bevperception.convolve_1x1_(empty, pixels.flatten(0, 2), weight[:, :, 0, 0], bias, True, True)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("has_shortcut", [False, True])
+@torch.no_grad()
+def test_layers_take_the_native_way(kernel: int, has_shortcut: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is faster; with the same numbers as the layers, for strided maps and weights too."""
+    convolution = torch.nn.Conv2d(64, 96, kernel, padding=kernel // 2, bias=False)
+    convolution = convolution.to(memory_format=torch.channels_last)
+    norm = torch.nn.BatchNorm2d(96).eval()
+    for tensor in (norm.weight.data, norm.bias.data, norm.running_mean):
+        tensor.normal_()  # type: ignore[union-attr]
+    x = torch.randn(2, 128, 9, 26)[:, ::2, :, ::2]
+    shortcut = torch.randn(2, 96, 9, 13) if has_shortcut else None
+    expected = one_after_the_other(x, convolution, norm, shortcut, True)
+    is_native = module._is_thin(convolution) if kernel == 1 else module._is_winograd(convolution)
+    assert is_native == any(isa in ISAS for isa in ("avx512", "avx2"))
+    for fast_isas in (("avx512", "avx2", "baseline"), ()):
+        monkeypatch.setattr(module, "_FAST_ISAS", fast_isas)
+        given_shortcut = shortcut.clone() if shortcut is not None else None
+        result = convolve(x, convolution, norm, shortcut=given_shortcut)
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=2e-5)
+    with use_backend("reference"):
+        assert torch.equal(convolve(x, convolution, norm, shortcut=shortcut), expected)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "weight", "bias", "message"),
+    [
+        ((1, 4, 4, 32), (32, 32, 1, 1), (32,), "the weight has a shape"),
+        ((1, 4, 4, 32), (32, 64, 3, 3), (32,), "the weight has a shape"),
+        ((1, 4, 4, 32), (32, 32, 3, 3), (64,), "the bias has a shape"),
+        ((1, 4, 4, 20), (32, 20, 3, 3), (32,), "multiples of 32, got 20 and 32"),
+        ((1, 4, 4, 0), (32, 0, 3, 3), (32,), "multiples of 32"),
+        ((1, 4, 4, 32), (40, 32, 3, 3), (40,), "multiples of 32"),
+        ((4, 4, 32), (32, 32, 3, 3), (32,), "4 dimensions"),
+    ],
+)
+def test_3x3_says_what_does_not_fit(
+    pixels: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...], message: str
+) -> None:
+    tensors = [torch.zeros(shape) for shape in (pixels, weight, bias)]
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.bevperception.convolve_3x3(*tensors, True)
+
+
+def test_takes_float32_only() -> None:
+    pixels, weight, bias = problem(0, 32, 32, 3, 1, 4, 4)
+    with pytest.raises(RuntimeError, match="takes float32"):
+        torch.ops.bevperception.convolve_3x3(pixels.double(), weight, bias, True)
+    rows = torch.zeros(16, 32), pixels.flatten(0, 2), weight[:, :, 0, 0].double(), bias
+    with pytest.raises(RuntimeError, match="takes float32"):
+        torch.ops.bevperception.convolve_1x1_(*rows, False, True)
+
+
+@pytest.mark.parametrize(
+    ("result", "pixels", "weight", "bias", "message"),
+    [
+        ((5, 32), (6, 32), (32, 32), (32,), "the result has a shape"),
+        ((6, 32), (6, 32), (32, 64), (32,), "the weight has a shape"),
+        ((6, 32), (6, 32), (32, 32), (31,), "the bias has a shape"),
+        ((6, 33), (6, 32), (33, 32), (33,), "multiples of 32"),
+        ((6, 32), (6, 32, 1), (32, 32), (32,), "2 dimensions"),
+    ],
+)
+def test_1x1_says_what_does_not_fit(
+    result: tuple[int, ...],
+    pixels: tuple[int, ...],
+    weight: tuple[int, ...],
+    bias: tuple[int, ...],
+    message: str,
+) -> None:
+    tensors = [torch.zeros(shape) for shape in (result, pixels, weight, bias)]
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.bevperception.convolve_1x1_(*tensors, False, True)
+
+
+def test_1x1_writes_to_contiguous_memory_only() -> None:
+    with pytest.raises(RuntimeError, match="must be contiguous"):
+        torch.ops.bevperception.convolve_1x1_(
+            torch.zeros(6, 64)[:, ::2], torch.zeros(6, 32), torch.zeros(32, 32), torch.zeros(32), False, True
+        )
+
+
+def test_opcheck() -> None:
+    pixels, weight, bias = problem(3, 64, 32, 3, 2, 5, 6)
+    torch.library.opcheck(torch.ops.bevperception.convolve_3x3.default, (pixels, weight, bias, True))
+    rows = torch.randn(60, 64), pixels.flatten(0, 2), weight[:, :, 0, 0], bias
+    torch.library.opcheck(torch.ops.bevperception.convolve_1x1_.default, (*rows, True, False))
