@@ -27,12 +27,14 @@ def convolve(
     """``relu(norm(convolution(x)) + shortcut)``.
 
     A batch norm that only predicts is a factor and a shift of every channel: the convolution can take them
-    in, and oneDNN adds the shortcut and clamps while the result is still in the cache. 3x3 convolutions in
-    float32 take a quarter of the multiplications in the native operators (Winograd's minimal filtering, whose
-    rounding errors are up to twofold), and 1x1 convolutions of few channels, which wait for memory in oneDNN,
-    fetch ahead there; where these are built and the CPU has AVX2. That way is taken for
+    in, and oneDNN adds the shortcut and clamps while the result is still in the cache. That way is taken for
     prediction on CPUs, under autocast to bfloat16 too; with gradients, norms that go by the batch, other
     dtypes or devices, the reference backend, and while compiling, the layers are called one after the other.
+
+    In float32, where the native operators are built and the CPU has AVX2, two kinds are theirs. 3x3
+    convolutions take a quarter of the multiplications (Winograd's minimal filtering; its rounding errors are
+    up to twice a direct sum's, and what is not a number spreads over tiles of 4 x 4 outputs). 1x1
+    convolutions of few channels, which in oneDNN wait for memory, fetch ahead what they need next.
 
     Args:
         x: (N, C_in, H, W).
