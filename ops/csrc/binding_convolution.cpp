@@ -7,7 +7,6 @@ namespace {
 constexpr int64_t kPositions = 36;  // of a tile's transform
 constexpr int64_t kChannels = 32;   // their numbers are multiples of it
 constexpr int64_t kRows = 12;       // tiles of a block: a multiple of it, so that none is worked on alone
-
 constexpr int64_t kLine = 16;       // numbers of a cache line
 
 // Numbers from one row to the next that is used together with it: an odd number of cache lines, as else all would

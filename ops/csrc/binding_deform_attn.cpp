@@ -111,8 +111,8 @@ struct SortedEntries {
     entry_of.resize(static_cast<size_t>(entries));
     row_of.resize(static_cast<size_t>(entries));
     std::vector<int64_t> next(map_start.begin(), map_start.end() - 1);
-    for (int64_t place = 0; place < arguments.rows(); ++place) {
-      const int64_t row = order.empty() ? place : order[static_cast<size_t>(place)];
+    for (int64_t turn = 0; turn < arguments.rows(); ++turn) {
+      const int64_t row = order.empty() ? turn : order[static_cast<size_t>(turn)];
       for (int64_t entry = start[row]; entry < start[row + 1]; ++entry) {
         const auto place = static_cast<size_t>(next[static_cast<size_t>(map_of[entry])]++);
         entry_of[place] = entry;

@@ -153,9 +153,8 @@ def test_every_instruction_set(problem: RowsProblem, isa: str, dtype: torch.dtyp
         fused = deform_attn(**arguments)
     finally:
         native.select_cpu_isa(None)
-    tolerance *= max(
-        1.0, max(max(shape) for shape in problem.shapes) / 8
-    )  # a place is rounded as a share of the side
+    longest_side = max(max(shape) for shape in problem.shapes)
+    tolerance *= max(1.0, longest_side / 8)  # a place is rounded as a share of the side
     torch.testing.assert_close(fused, deform_attn_unfused(**arguments), rtol=tolerance, atol=tolerance)
 
 
