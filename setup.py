@@ -38,16 +38,19 @@ COMPILE_FLAGS = [
     "-Wno-psabi",
     "-Wno-unknown-pragmas",
 ]
+AVX512_FLAGS = [
+    "-mavx512f",
+    "-mavx512vl",
+    "-mavx512bw",
+    "-mavx512dq",
+    "-mfma",
+    "-mprefer-vector-width=512",
+]
 ISA_FLAGS = {
     "isa_avx2.cpp": ["-mavx2", "-mfma"],
-    "isa_avx512.cpp": [
-        "-mavx512f",
-        "-mavx512vl",
-        "-mavx512bw",
-        "-mavx512dq",
-        "-mfma",
-        "-mprefer-vector-width=512",
-    ],
+    "isa_avx512.cpp": AVX512_FLAGS,
+    # g++ 12 warns of its own header.
+    "isa_amx.cpp": [*AVX512_FLAGS, "-mamx-tile", "-mamx-bf16", "-Wno-maybe-uninitialized"],
 }
 
 CUDA_SOURCES = SOURCES / "cuda"

@@ -10,9 +10,11 @@ from bevperception.ops.backend import requested_backend
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
 _HAS_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-_FAST_ISAS = ("avx512", "avx2")
-_FEW_CHANNELS = 128
+_FAST_ISAS = ("amx", "avx512", "avx2")
+_FEW_CHANNELS, _FEW_CHANNELS_WITH_AMX = 128, 64
 """Up to which, at either end, a 1x1 convolution waits for memory more than it computes."""
+_MANY_WEIGHTS = 512 * 512
+"""Of channels: from which on a 3x3 convolution's transformed kernels take longer to fetch than they spare."""
 _DTYPES = (torch.float32, torch.bfloat16) if _HAS_BFLOAT16 else (torch.float32,)
 
 
@@ -34,7 +36,9 @@ def convolve(
     In float32, where the native operators are built and the CPU has AVX2, two kinds are theirs. 3x3
     convolutions take a quarter of the multiplications (Winograd's minimal filtering; its rounding errors are
     up to twice a direct sum's, and what is not a number spreads over tiles of 4 x 4 outputs). 1x1
-    convolutions of few channels, which in oneDNN wait for memory, fetch ahead what they need next.
+    convolutions of few channels, which in oneDNN wait for memory, fetch ahead what they need next. With AMX
+    the others, strided ones too, take six products of bfloat16 numbers for one of float32, which this unit
+    is still faster at, and no less exact (what is infinite, or above 3.38e38, becomes NaN).
 
     Args:
         x: (N, C_in, H, W).
@@ -70,29 +74,76 @@ def _is_fast(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d, shortcut: 
     )
 
 
-def _convolve_pixels(x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
+def _convolve_1x1(x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
     """The native 1x1 convolution, (N, C_in, H, W) to (N, C, H, W); into the shortcut's memory if it can."""
     pixels = x.permute(0, 2, 3, 1)
-    if shortcut is None:
-        result = pixels.new_empty(*pixels.shape[:3], weight.shape[0])
-    else:
-        result = shortcut.to(x.dtype).permute(0, 2, 3, 1).contiguous()
+    result = _pixels_of_result(pixels, (*pixels.shape[:3], weight.shape[0]), shortcut)
     torch.ops.bevperception.convolve_1x1_(
-        result.flatten(0, 2), pixels.flatten(0, 2), weight, bias, shortcut is not None, relu
+        result.flatten(0, 2), pixels.flatten(0, 2), weight.flatten(1), bias, shortcut is not None, relu
     )
     return result.permute(0, 3, 1, 2)
 
 
+def _convolve_split(
+    x: Tensor, weight: Tensor, bias: Tensor, convolution: nn.Conv2d, shortcut: Tensor | None, relu: bool
+) -> Tensor:
+    """The convolution by split numbers, (N, C_in, H, W) to (N, C, H', W'); as :func:`_convolve_1x1`."""
+    pixels = x.permute(0, 2, 3, 1)
+    stride, padding, kernel = convolution.stride[0], int(convolution.padding[0]), convolution.kernel_size[0]
+    height, width = ((size + 2 * padding - kernel) // stride + 1 for size in pixels.shape[1:3])
+    result = _pixels_of_result(pixels, (len(x), height, width, weight.shape[0]), shortcut)
+    torch.ops.bevperception.convolve_split_(
+        result, pixels, weight, bias, stride, padding, shortcut is not None, relu
+    )
+    return result.permute(0, 3, 1, 2)
+
+
+def _pixels_of_result(pixels: Tensor, shape: tuple[int, ...], shortcut: Tensor | None) -> Tensor:
+    """Memory for a result (N, H', W', C): the shortcut's, if it is contiguous so."""
+    if shortcut is None:
+        return pixels.new_empty(shape)
+    return shortcut.to(pixels.dtype).permute(0, 2, 3, 1).contiguous()
+
+
 def _is_winograd(convolution: nn.Conv2d) -> bool:
-    """Whether the native 3x3 convolution can take it, and is faster than oneDNN's direct one."""
-    return _is_plain(convolution) and convolution.kernel_size == (3, 3) and convolution.padding == (1, 1)
+    """Whether the native 3x3 convolution can take it, and is the fastest."""
+    return (
+        _is_plain(convolution)
+        and _is_centred(convolution, (3,))
+        and convolution.stride == (1, 1)
+        and not (_has_amx() and convolution.in_channels * convolution.out_channels >= _MANY_WEIGHTS)
+    )
 
 
 def _is_thin(convolution: nn.Conv2d) -> bool:
-    """Whether the native 1x1 convolution can take it, and is faster than oneDNN's."""
-    few = min(convolution.in_channels, convolution.out_channels) <= _FEW_CHANNELS
+    """Whether the native 1x1 convolution can take it, and is the fastest."""
+    few = min(convolution.in_channels, convolution.out_channels)
     return (
-        few and _is_plain(convolution) and convolution.kernel_size == (1, 1) and convolution.padding == (0, 0)
+        _is_plain(convolution)
+        and _is_centred(convolution, (1,))
+        and convolution.stride == (1, 1)
+        and few <= (_FEW_CHANNELS_WITH_AMX if _has_amx() else _FEW_CHANNELS)
+    )
+
+
+def _is_split(convolution: nn.Conv2d) -> bool:
+    """Whether the convolution by split numbers can take it, and is the fastest, but for those above."""
+    return _is_plain(convolution) and _has_amx() and _is_centred(convolution, (1, 3))
+
+
+def _has_amx() -> bool:
+    return native.cpu_isa() == "amx"
+
+
+def _is_centred(convolution: nn.Conv2d, sizes: tuple[int, ...]) -> bool:
+    """Whether its kernel is square, of one of these sizes, and lies around its pixel, at any even stride."""
+    size = convolution.kernel_size[0]
+    half = (size // 2, size // 2)
+    return (
+        size in sizes
+        and convolution.kernel_size == (size, size)
+        and convolution.padding == half
+        and convolution.stride == convolution.stride[:1] * 2
     )
 
 
@@ -100,7 +151,7 @@ def _is_plain(convolution: nn.Conv2d) -> bool:
     return (
         native.STATUS.loaded
         and native.cpu_isa() in _FAST_ISAS
-        and convolution.stride == convolution.dilation == (1, 1)
+        and convolution.dilation == (1, 1)
         and convolution.groups == 1
         and convolution.in_channels % 32 == convolution.out_channels % 32 == 0
     )
@@ -125,11 +176,13 @@ def _convolve_at_once(
     shape = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
     result: Tensor
     if dtype == torch.float32 and _is_thin(convolution):
-        return _convolve_pixels(x, weight.flatten(1), bias, shortcut, relu)
+        return _convolve_1x1(x, weight, bias, shortcut, relu)
     if shortcut is None and dtype == torch.float32 and _is_winograd(convolution):
         pixels = torch.ops.bevperception.convolve_3x3(x.permute(0, 2, 3, 1), weight, bias, relu)
-        result = pixels.permute(0, 3, 1, 2)
-    elif shortcut is None:
+        return pixels.permute(0, 3, 1, 2)
+    if dtype == torch.float32 and _is_split(convolution):
+        return _convolve_split(x, weight, bias, convolution, shortcut, relu)
+    if shortcut is None:
         activation = "relu" if relu else "none"
         result = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *shape, activation, [], "")
     else:

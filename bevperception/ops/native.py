@@ -34,7 +34,7 @@ class LibraryStatus:
 
 
 def cpu_isa() -> str:
-    """Instruction set that the native CPU kernels use: "avx512", "avx2" or "baseline".
+    """Instruction set that the native CPU kernels use: "amx", "avx512", "avx2" or "baseline".
 
     Raises:
         AttributeError: the library is not loaded.
@@ -81,7 +81,8 @@ def _load(path: Path) -> LibraryStatus:
         torch.library.register_fake("bevperception::layer_norm")(_fake_rows)
         torch.library.register_fake("bevperception::softmax")(_fake_rows)
         torch.library.register_fake("bevperception::convolve_3x3")(_fake_convolve_3x3)
-        torch.library.register_fake("bevperception::convolve_1x1_")(_fake_convolve_1x1_)
+        torch.library.register_fake("bevperception::convolve_1x1_")(_fake_in_place)
+        torch.library.register_fake("bevperception::convolve_split_")(_fake_in_place)
         isa = os.environ.get(ISA_VARIABLE)
         if isa:
             select_cpu_isa(isa)
@@ -136,7 +137,7 @@ def _fake_convolve_3x3(pixels: Tensor, weight: Tensor, *settings: Any) -> Tensor
     return pixels.new_empty(*pixels.shape[:3], weight.shape[0])
 
 
-def _fake_convolve_1x1_(*arguments: Any) -> None:
+def _fake_in_place(*arguments: Any) -> None:
     """It returns nothing."""
 
 

@@ -1,4 +1,4 @@
-// 3x3 and 1x1 convolutions for PyTorch on the CPU, without gradients.
+// Convolutions for PyTorch on the CPU, without gradients.
 #include "binding.h"
 
 namespace bevperception {
@@ -138,15 +138,82 @@ void convolve_1x1_(Tensor result, const Tensor& input, const Tensor& weight, con
   });
 }
 
+// So many pixels that their split numbers and sums fit the second-level cache, and every thread has as many blocks.
+int64_t pixels_of_block(int64_t pixels) {
+  constexpr int64_t kMost = 192, kPair = 32;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t rounds = (pixels + kMost * threads - 1) / (kMost * threads);
+  const int64_t even = (pixels + rounds * threads - 1) / (rounds * threads);
+  return (even + kPair - 1) / kPair * kPair;
+}
+
+void convolve_by_blocks(const cpu::SplitConvolution& problem, const cpu::SplitKernels& kernels, float* output) {
+  constexpr int64_t kBytes = 6;  // of a split number
+  const cpu::KeptMemory memory(problem.outputs * problem.steps() * kChannels * kBytes, cpu::KeptMemory::kWeights);
+  char* const weights = static_cast<char*>(memory.data());
+  const int64_t taps = problem.kernel * problem.kernel;
+  share_out(problem.outputs / kChannels * (problem.inputs / kChannels), taps * kChannels * kChannels,
+            [&](int64_t begin, int64_t end) { kernels.weights(problem, weights, begin, end); });
+  const int64_t pixels = pixels_of_block(problem.pixels());
+  const int64_t split_bytes = pixels * std::min(problem.steps(), cpu::kSplitSteps) * kChannels * kBytes;
+  const int64_t sums_bytes = pixels * problem.outputs * static_cast<int64_t>(sizeof(float));
+  share_out((problem.pixels() + pixels - 1) / pixels, pixels * problem.outputs * problem.steps() * kChannels,
+            [&](int64_t begin, int64_t end) {
+              const cpu::KeptMemory scratch(split_bytes + (problem.steps() > cpu::kSplitSteps ? sums_bytes : 0));
+              char* const split = static_cast<char*>(scratch.data());
+              for (int64_t i = begin; i < end; ++i) {
+                const int64_t first = i * pixels, count = std::min(pixels, problem.pixels() - first);
+                kernels.block(problem, {first, count, weights, split, reinterpret_cast<float*>(split + split_bytes)},
+                              output);
+              }
+            });
+}
+
+// Into result (batch, out_height, out_width, outputs), contiguous; added to what it holds if `adds`.
+void convolve_split_(Tensor result, const Tensor& input, const Tensor& weight, const Tensor& bias, int64_t stride,
+                     int64_t padding, bool adds, bool relu) {
+  constexpr const char* kName = "convolve_split_";
+  const cpu::SplitKernels* const kernels = cpu::current_isa().split;
+  STD_TORCH_CHECK(kernels != nullptr, kName, ": needs the instruction set amx, which is not in use");
+  STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 4, kName, ": input and weight must have 4 dimensions");
+  const int64_t inputs = input.size(3), outputs = weight.size(0), kernel = weight.size(2);
+  require_channels(kName, {&result, &input, &weight, &bias}, inputs, outputs);
+  constexpr int64_t kMost = 1024;  // so that no product of sizes overflows
+  STD_TORCH_CHECK(kernel >= 1 && kernel <= kMost && stride >= 1 && stride <= kMost && padding >= 0 && padding < kernel,
+                  kName, ": the kernel and its stride must be 1 to ", kMost, ", the padding less than the kernel, got ",
+                  kernel, ", ", stride, " and ", padding);
+  require_shape(kName, "the weight", weight, {outputs, inputs, kernel, kernel});
+  require_shape(kName, "the bias", bias, {outputs});
+  const int64_t height = input.size(1), width = input.size(2);
+  STD_TORCH_CHECK(height + 2 * padding >= kernel && width + 2 * padding >= kernel, kName,
+                  ": the padded map must be as large as the kernel");
+  const int64_t out_height = (height + 2 * padding - kernel) / stride + 1;
+  const int64_t out_width = (width + 2 * padding - kernel) / stride + 1;
+  require_shape(kName, "the result", result, {input.size(0), out_height, out_width, outputs});
+  STD_TORCH_CHECK(result.is_contiguous(), kName, ": the result must be contiguous");
+  const Tensor from = torch::stable::contiguous(input), factors = torch::stable::contiguous(weight),
+               shifts = torch::stable::contiguous(bias);
+  if (result.numel() == 0) return;
+  const cpu::SplitConvolution problem{input.size(0), height,  width,      inputs,    outputs,
+                                      kernel,        stride,  padding,    out_height, out_width,
+                                      data_of<float>(from), data_of<float>(factors), data_of<float>(shifts),
+                                      adds,          relu};
+  convolve_by_blocks(problem, *kernels, mutable_data_of<float>(result));
+}
+
 }  // namespace
 }  // namespace bevperception
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bevperception, m) {
   m.def("convolve_3x3(Tensor input, Tensor weight, Tensor bias, bool relu) -> Tensor");
   m.def("convolve_1x1_(Tensor(a!) result, Tensor input, Tensor weight, Tensor bias, bool adds, bool relu) -> ()");
+  m.def(
+      "convolve_split_(Tensor(a!) result, Tensor input, Tensor weight, Tensor bias, int stride, int padding, bool adds, "
+      "bool relu) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bevperception, CPU, m) {
   m.impl("convolve_3x3", TORCH_BOX(&bevperception::convolve_3x3));
   m.impl("convolve_1x1_", TORCH_BOX(&bevperception::convolve_1x1_));
+  m.impl("convolve_split_", TORCH_BOX(&bevperception::convolve_split_));
 }

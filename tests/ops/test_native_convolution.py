@@ -1,10 +1,10 @@
-"""The native 3x3 and 1x1 convolutions against a direct sum in float64."""
+"""The native convolutions against a direct sum in float64."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
@@ -17,6 +17,7 @@ from tests.ops.test_convolution import one_after_the_other
 
 pytestmark = needs_native
 EACH_ISA = pytest.mark.parametrize("isa", ISAS)
+needs_amx = pytest.mark.skipif("amx" not in ISAS, reason="needs AMX; emulated in test_hostile.py")
 CHANNELS = st.sampled_from([32, 64, 96])
 
 
@@ -133,28 +134,63 @@ def test_empty(size: tuple[int, ...]) -> None:
     torch.ops.bevperception.convolve_1x1_(empty, pixels.flatten(0, 2), weight[:, :, 0, 0], bias, True, True)
 
 
+@EACH_ISA
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("has_shortcut", [False, True])
+@pytest.mark.parametrize("channels", [64, 160])
 @torch.no_grad()
-def test_layers_take_the_native_way(kernel: int, has_shortcut: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it is faster; with the same numbers as the layers, for strided maps and weights too."""
-    convolution = torch.nn.Conv2d(64, 96, kernel, padding=kernel // 2, bias=False)
+def test_layers_give_the_same_numbers(
+    isa: str, stride: int, kernel: int, has_shortcut: bool, channels: int
+) -> None:
+    """As one after the other, for strided maps and weights too."""
+    convolution = torch.nn.Conv2d(channels, 96, kernel, stride, kernel // 2, bias=False)
     convolution = convolution.to(memory_format=torch.channels_last)
     norm = torch.nn.BatchNorm2d(96).eval()
     for tensor in (norm.weight.data, norm.bias.data, norm.running_mean):
         tensor.normal_()  # type: ignore[union-attr]
-    x = torch.randn(2, 128, 9, 26)[:, ::2, :, ::2]
-    shortcut = torch.randn(2, 96, 9, 13) if has_shortcut else None
+    x = torch.randn(2, 2 * channels, 9, 26)[:, ::2, :, ::2]
+    shortcut = torch.randn(2, 96, (9 - 1) // stride + 1, (13 - 1) // stride + 1) if has_shortcut else None
     expected = one_after_the_other(x, convolution, norm, shortcut, True)
-    is_native = module._is_thin(convolution) if kernel == 1 else module._is_winograd(convolution)
-    assert is_native == any(isa in ISAS for isa in ("avx512", "avx2"))
-    for fast_isas in (("avx512", "avx2", "baseline"), ()):
-        monkeypatch.setattr(module, "_FAST_ISAS", fast_isas)
+    with cpu_isa(isa):
         given_shortcut = shortcut.clone() if shortcut is not None else None
         result = convolve(x, convolution, norm, shortcut=given_shortcut)
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=2e-5)
-    with use_backend("reference"):
-        assert torch.equal(convolve(x, convolution, norm, shortcut=shortcut), expected)
+        with use_backend("reference"):
+            assert torch.equal(convolve(x, convolution, norm, shortcut=shortcut), expected)
+
+
+@EACH_ISA
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "kernel", "settings", "way", "way_with_amx"),
+    [
+        (64, 256, 1, {}, "thin", "thin"),
+        (128, 256, 1, {}, "thin", "split"),
+        (256, 256, 1, {}, None, "split"),
+        (64, 256, 1, {"stride": 2}, None, "split"),
+        (96, 96, 3, {"padding": 1}, "winograd", "winograd"),
+        (512, 512, 3, {"padding": 1}, "winograd", "split"),
+        (96, 96, 3, {"padding": 1, "stride": 2}, None, "split"),
+        (96, 96, 3, {"padding": 2, "dilation": 2}, None, None),
+        (96, 96, 3, {"padding": 1, "groups": 3}, None, None),
+        (96, 96, 3, {"padding": 1, "stride": (2, 1)}, None, None),
+        (96, 96, (3, 1), {"padding": (1, 0)}, None, None),
+        (96, 96, 3, {}, None, None),
+        (96, 96, 3, {"padding": "same"}, None, None),
+        (48, 96, 1, {}, None, None),
+        (96, 48, 1, {}, None, None),
+        (32, 32, 5, {"padding": 2}, None, None),
+    ],
+)
+def test_layers_go_the_fastest_way(
+    isa: str, inputs: int, outputs: int, kernel: int, settings: dict[str, int], way: str, way_with_amx: str
+) -> None:
+    convolution = torch.nn.Conv2d(inputs, outputs, kernel, bias=False, **settings)  # type: ignore[arg-type]
+    expected = {"amx": way_with_amx, "baseline": None}.get(isa, way)
+    ways = {"thin": module._is_thin, "winograd": module._is_winograd, "split": module._is_split}
+    with cpu_isa(isa):
+        possible = [name for name, is_possible in ways.items() if is_possible(convolution)]
+    assert (possible or [None])[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -220,3 +256,156 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.bevperception.convolve_3x3.default, (pixels, weight, bias, True))
     rows = torch.randn(60, 64), pixels.flatten(0, 2), weight[:, :, 0, 0], bias
     torch.library.opcheck(torch.ops.bevperception.convolve_1x1_.default, (*rows, True, False))
+
+
+@needs_amx
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 3), st.integers(1, 14), st.integers(1, 14)),
+    inputs=CHANNELS,
+    outputs=CHANNELS,
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    relu=st.booleans(),
+    adds=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_split_of_any_size(
+    size: tuple[int, ...],
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    relu: bool,
+    adds: bool,
+    seed: int,
+) -> None:
+    padding = min(padding, kernel - 1)
+    assume(min(size[1:]) + 2 * padding >= kernel)
+    pixels, weight, bias = problem(seed, outputs, inputs, kernel, *size)
+    maps = pixels.permute(0, 3, 1, 2).double()
+    expected = functional.conv2d(maps, weight.double(), bias.double(), stride, padding).permute(0, 2, 3, 1)
+    held = torch.randn(expected.shape)
+    result = held.clone() if adds else torch.full_like(held, float("nan"))
+    expected = expected + held.double() if adds else expected
+    torch.ops.bevperception.convolve_split_(result, pixels, weight, bias, stride, padding, adds, relu)
+    # As exact as sums of float32 numbers can be.
+    torch.testing.assert_close(result.double(), expected.relu() if relu else expected, rtol=0, atol=2e-6)
+
+
+@needs_amx
+@pytest.mark.parametrize(("inputs", "outputs", "kernel"), [(2048, 32, 1), (96, 160, 3), (512, 64, 1)])
+def test_split_sums_are_as_exact_as_of_float32(inputs: int, outputs: int, kernel: int) -> None:
+    """For numbers of any size, over several rounds of steps, many blocks, any number of threads."""
+    pixels, weight, bias = problem(4, outputs, inputs, kernel, 2, 23, 31)
+    pixels = pixels * 10.0 ** torch.randint(-15, 15, (inputs,))
+    weight = weight * 10.0 ** torch.randint(-15, 15, (outputs, 1, 1, 1))
+    exact = direct(pixels, weight, bias, False)
+    results = []
+    for count in (1, 2, 5):
+        result = torch.empty(2, 23, 31, outputs)
+        with threads(count):
+            torch.ops.bevperception.convolve_split_(
+                result, pixels, weight, bias, 1, kernel // 2, False, False
+            )
+        results.append(result)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    plain = functional.conv2d(pixels.permute(0, 3, 1, 2), weight, bias, padding=kernel // 2).permute(
+        0, 2, 3, 1
+    )
+    magnitude = direct(pixels.abs(), weight.abs(), bias.abs(), False)
+    error, plain_error = (((r - exact).abs() / magnitude).max() for r in (results[0], plain))
+    assert error < max(1.5 * plain_error, 2.0**-23)
+
+
+@needs_amx
+def test_split_batch_is_as_its_images_alone() -> None:
+    pixels, weight, bias = problem(1, 64, 32, 3, 3, 7, 9)
+    results = [torch.empty(count, 4, 5, 64) for count in (3, 1, 1, 1)]
+    for result, first in zip(results, (0, 0, 1, 2), strict=True):
+        images = pixels[first : first + len(result)]
+        torch.ops.bevperception.convolve_split_(result, images, weight, bias, 2, 1, False, True)
+    assert torch.equal(results[0], torch.cat(results[1:]))
+
+
+@needs_amx
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3.4e38])
+def test_split_makes_what_is_no_number_nan(value: float, relu: bool) -> None:
+    """Of whatever sees it, and of nothing else."""
+    pixels, weight, bias = problem(2, 32, 32, 3, 2, 9, 13)
+    pixels[0, 4, 6, 5] = value
+    result = torch.empty(2, 9, 13, 32)
+    torch.ops.bevperception.convolve_split_(result, pixels, weight, bias, 1, 1, False, relu)
+    assert result[0, 3:6, 5:8].isnan().all()
+    result[0, 3:6, 5:8] = 0
+    assert result.isfinite().all()
+
+
+@needs_amx
+def test_split_leaves_the_tiles_to_others() -> None:
+    """oneDNN multiplies bfloat16 numbers by the same registers."""
+    left, right = torch.randn(64, 96).bfloat16(), torch.randn(96, 64).bfloat16()
+    expected = left @ right
+    pixels, weight, bias = problem(5, 32, 32, 1, 1, 9, 13)
+    torch.ops.bevperception.convolve_split_(
+        torch.empty(1, 9, 13, 32), pixels, weight, bias, 1, 0, False, True
+    )
+    assert torch.equal(left @ right, expected)
+
+
+@needs_amx
+@pytest.mark.parametrize(
+    ("result", "pixels", "weight", "bias", "stride", "padding", "message"),
+    [
+        ((1, 4, 4, 32), (1, 4, 4, 32), (32, 32, 3, 3), (32,), 1, 0, "the result has a shape"),
+        ((1, 4, 4, 32), (1, 4, 4, 32), (32, 64, 3, 3), (32,), 1, 1, "the weight has a shape"),
+        ((1, 4, 4, 32), (1, 4, 4, 32), (32, 32, 3, 1), (32,), 1, 1, "the weight has a shape"),
+        ((1, 4, 4, 32), (1, 4, 4, 32), (32, 32, 3, 3), (64,), 1, 1, "the bias has a shape"),
+        ((1, 4, 4, 32), (1, 4, 4, 20), (32, 20, 3, 3), (32,), 1, 1, "multiples of 32, got 20 and 32"),
+        ((1, 4, 4, 32), (4, 4, 32), (32, 32, 3, 3), (32,), 1, 1, "4 dimensions"),
+        ((1, 4, 4, 32), (1, 4, 4, 32), (32, 32, 3, 3), (32,), 0, 1, "must be 1 to 1024"),
+        ((1, 4, 4, 32), (1, 4, 4, 32), (32, 32, 3, 3), (32,), 2**62, 1, "must be 1 to 1024"),
+        ((1, 4, 4, 32), (1, 4, 4, 32), (32, 32, 3, 3), (32,), 1, 3, "less than the kernel, got 3, 1 and 3"),
+        ((1, 4, 4, 32), (1, 1, 4, 32), (32, 32, 3, 3), (32,), 1, 0, "as large as the kernel"),
+    ],
+)
+def test_split_says_what_does_not_fit(
+    result: tuple[int, ...],
+    pixels: tuple[int, ...],
+    weight: tuple[int, ...],
+    bias: tuple[int, ...],
+    stride: int,
+    padding: int,
+    message: str,
+) -> None:
+    tensors = [torch.zeros(shape) for shape in (result, pixels, weight, bias)]
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.bevperception.convolve_split_(*tensors, stride, padding, False, True)
+
+
+@needs_amx
+def test_split_empty_strided_and_checked_by_pytorch() -> None:
+    pixels, weight, bias = problem(3, 64, 32, 3, 2, 5, 6)
+    operator = torch.ops.bevperception.convolve_split_
+    operator(torch.empty(0, 5, 6, 64), pixels[:0], weight, bias, 1, 1, False, True)
+    result = torch.empty(2, 5, 6, 64)
+    torch.library.opcheck(operator.default, (result, pixels, weight, bias, 1, 1, True, False))
+    operator(result, pixels, weight, bias, 1, 1, False, False)
+    strided = torch.empty_like(result)
+    pixels = pixels.transpose(1, 3).contiguous().transpose(1, 3)
+    operator(strided, pixels, weight.to(memory_format=torch.channels_last), bias, 1, 1, False, False)
+    assert torch.equal(strided, result)
+    with pytest.raises(RuntimeError, match="must be contiguous"):
+        operator(torch.empty(2, 5, 64, 6).transpose(2, 3), pixels, weight, bias, 1, 1, False, False)
+
+
+def test_split_needs_its_unit() -> None:
+    pixels, weight, bias = problem(3, 64, 32, 3, 2, 5, 6)
+    with cpu_isa("baseline"), pytest.raises(RuntimeError, match="needs the instruction set amx"):
+        torch.ops.bevperception.convolve_split_(
+            torch.empty(2, 5, 6, 64), pixels, weight, bias, 1, 1, True, True
+        )

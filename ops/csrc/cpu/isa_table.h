@@ -23,14 +23,15 @@ constexpr Kernels<T> kernels_of_this_isa() {
   };
 }
 
-constexpr Isa isa_named(const char* name) {
+constexpr Isa isa_named(const char* name, const SplitKernels* split = nullptr) {
   return {name,
           kernels_of_this_isa<float>(),
           kernels_of_this_isa<double>(),
           layer_norm<Bfloat16, float>,
           kPanel,
           {winograd_kernels, winograd_patches, winograd_products, winograd_outputs},
-          {pointwise_weights, pointwise}};
+          {pointwise_weights, pointwise},
+          split};
 }
 
 }  // namespace

@@ -129,6 +129,37 @@ struct PointwiseKernels {
   void (*pixels)(const Pointwise&, const float* by_panel, float* output, int64_t begin, int64_t end);
 };
 
+// A convolution with a square kernel, to which what its result's memory holds may be added; by products of bfloat16
+// numbers, into three of which every float32 number is split.
+struct SplitConvolution {
+  int64_t batch, height, width, inputs, outputs;  // channels: multiples of 32
+  int64_t kernel, stride, padding, out_height, out_width;
+  const float* input;   // (batch, height, width, inputs)
+  const float* weight;  // (outputs, inputs, kernel, kernel)
+  const float* bias;    // (outputs)
+  bool adds, relu;
+
+  int64_t steps() const { return kernel * kernel * inputs / 32; }  // of 32 numbers to sum over
+  int64_t pixels() const { return batch * out_height * out_width; }
+};
+
+constexpr int64_t kSplitSteps = 16;  // that a block's pixels are split for at a time
+
+// Pixels of the result that are worked on together, and memory for them, aligned to cache lines.
+struct SplitBlock {
+  int64_t first, count;
+  const char* weights;  // split
+  char* pixels;         // 32 times 6 bytes for each, rounded up to 32 pixels, and each of kSplitSteps
+  float* sums;          // outputs for each, rounded up; not used if kSplitSteps are all
+};
+
+struct SplitKernels {
+  // Into 6 bytes a weight, aligned to cache lines; of the pairs (32 outputs, 32 inputs).
+  void (*weights)(const SplitConvolution&, char* split, int64_t begin, int64_t end);
+  // Into output (batch, out_height, out_width, outputs).
+  void (*block)(const SplitConvolution&, const SplitBlock&, float* output);
+};
+
 // Rows of numbers, each normalised by its own mean and deviation.
 template <class Stored, class T>
 struct LayerNorm {
@@ -187,12 +218,15 @@ struct Isa {
   int64_t panel;  // output channels, which the weights of convolutions lie by
   WinogradKernels winograd;
   PointwiseKernels pointwise;
+  const SplitKernels* split;  // null without such a unit
 };
 
 extern const Isa kBaseline;
 #if defined(__x86_64__)
 extern const Isa kAvx2;
 extern const Isa kAvx512;
+extern const Isa kAmx;  // AVX-512's, and the kernels of AMX
+extern const SplitKernels kAmxKernels;
 #endif
 
 // The instruction set in use: the best this CPU has, or the one set by select_isa.
