@@ -1,4 +1,7 @@
 // Convolutions for PyTorch on the CPU, without gradients.
+#include <string>
+#include <utility>
+
 #include "binding.h"
 
 namespace bevperception {
@@ -73,10 +76,13 @@ void step_by_step(const cpu::Convolution3x3& problem, const cpu::Isa& isa, const
   }
 }
 
-void require_channels(const char* op, std::initializer_list<const Tensor*> tensors, int64_t inputs, int64_t outputs) {
+void require_float(const char* op, std::initializer_list<const Tensor*> tensors) {
   for (const Tensor* tensor : tensors) {
     STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Float, op, ": takes float32");
   }
+}
+
+void require_channels(const char* op, int64_t inputs, int64_t outputs) {
   STD_TORCH_CHECK(inputs > 0 && inputs % kChannels == 0 && outputs > 0 && outputs % kChannels == 0, op,
                   ": channels must be multiples of ", kChannels, ", got ", inputs, " and ", outputs);
 }
@@ -85,7 +91,8 @@ Tensor convolve_3x3(const Tensor& input, const Tensor& weight, const Tensor& bia
   constexpr const char* kName = "convolve_3x3";
   STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 4, kName, ": input and weight must have 4 dimensions");
   const int64_t inputs = input.size(3), outputs = weight.size(0);
-  require_channels(kName, {&input, &weight, &bias}, inputs, outputs);
+  require_float(kName, {&input, &weight, &bias});
+  require_channels(kName, inputs, outputs);
   require_shape(kName, "the weight", weight, {outputs, inputs, 3, 3});
   require_shape(kName, "the bias", bias, {outputs});
   const Tensor pixels = torch::stable::contiguous(input), taps = torch::stable::contiguous(weight),
@@ -116,7 +123,8 @@ void convolve_1x1_(Tensor result, const Tensor& input, const Tensor& weight, con
   constexpr const char* kName = "convolve_1x1_";
   STD_TORCH_CHECK(input.dim() == 2 && weight.dim() == 2, kName, ": input and weight must have 2 dimensions");
   const int64_t pixels = input.size(0), inputs = input.size(1), outputs = weight.size(0);
-  require_channels(kName, {&result, &input, &weight, &bias}, inputs, outputs);
+  require_float(kName, {&result, &input, &weight, &bias});
+  require_channels(kName, inputs, outputs);
   require_shape(kName, "the weight", weight, {outputs, inputs});
   require_shape(kName, "the bias", bias, {outputs});
   require_shape(kName, "the result", result, {pixels, outputs});
@@ -138,10 +146,12 @@ void convolve_1x1_(Tensor result, const Tensor& input, const Tensor& weight, con
   });
 }
 
-// So many pixels that their split numbers and sums fit the second-level cache, and every thread has as many blocks.
-int64_t pixels_of_block(int64_t pixels) {
-  constexpr int64_t kMost = 192, kPair = 32;
-  const int64_t threads = torch::stable::get_num_threads();
+// So many pixels that every thread has as many blocks, and that what is split of them fits the first-level cache, or
+// with their sums the second-level cache.
+int64_t pixels_of_block(const cpu::SplitConvolution& problem) {
+  constexpr int64_t kPair = 32, kMost = 6 * kPair, kFewSteps = 5;
+  if (problem.steps() <= kFewSteps) return kPair;
+  const int64_t threads = torch::stable::get_num_threads(), pixels = problem.pixels();
   const int64_t rounds = (pixels + kMost * threads - 1) / (kMost * threads);
   const int64_t even = (pixels + rounds * threads - 1) / (rounds * threads);
   return (even + kPair - 1) / kPair * kPair;
@@ -151,10 +161,9 @@ void convolve_by_blocks(const cpu::SplitConvolution& problem, const cpu::SplitKe
   constexpr int64_t kBytes = 6;  // of a split number
   const cpu::KeptMemory memory(problem.outputs * problem.steps() * kChannels * kBytes, cpu::KeptMemory::kWeights);
   char* const weights = static_cast<char*>(memory.data());
-  const int64_t taps = problem.kernel * problem.kernel;
-  share_out(problem.outputs / kChannels * (problem.inputs / kChannels), taps * kChannels * kChannels,
+  share_out(problem.outputs / kChannels * problem.steps(), kChannels * kChannels,
             [&](int64_t begin, int64_t end) { kernels.weights(problem, weights, begin, end); });
-  const int64_t pixels = pixels_of_block(problem.pixels());
+  const int64_t pixels = pixels_of_block(problem);
   const int64_t split_bytes = pixels * std::min(problem.steps(), cpu::kSplitSteps) * kChannels * kBytes;
   const int64_t sums_bytes = pixels * problem.outputs * static_cast<int64_t>(sizeof(float));
   share_out((problem.pixels() + pixels - 1) / pixels, pixels * problem.outputs * problem.steps() * kChannels,
@@ -169,19 +178,33 @@ void convolve_by_blocks(const cpu::SplitConvolution& problem, const cpu::SplitKe
             });
 }
 
+cpu::Activation activation_named(const char* op, const std::string& name) {
+  constexpr std::pair<const char*, cpu::Activation> kNames[] = {{"none", cpu::Activation::kNone},
+                                                                {"relu", cpu::Activation::kRelu},
+                                                                {"gelu", cpu::Activation::kGelu},
+                                                                {"silu", cpu::Activation::kSilu}};
+  for (const auto& [known, activation] : kNames) {
+    if (name == known) return activation;
+  }
+  STD_TORCH_CHECK(false, op, ": the activation must be none, relu, gelu or silu, got '", name, "'");
+}
+
 // Into result (batch, out_height, out_width, outputs), contiguous; added to what it holds if `adds`.
 void convolve_split_(Tensor result, const Tensor& input, const Tensor& weight, const Tensor& bias, int64_t stride,
-                     int64_t padding, bool adds, bool relu) {
+                     int64_t padding, bool adds, std::string activation) {
   constexpr const char* kName = "convolve_split_";
   const cpu::SplitKernels* const kernels = cpu::current_isa().split;
   STD_TORCH_CHECK(kernels != nullptr, kName, ": needs the instruction set amx, which is not in use");
   STD_TORCH_CHECK(input.dim() == 4 && weight.dim() == 4, kName, ": input and weight must have 4 dimensions");
   const int64_t inputs = input.size(3), outputs = weight.size(0), kernel = weight.size(2);
-  require_channels(kName, {&result, &input, &weight, &bias}, inputs, outputs);
+  require_float(kName, {&result, &input, &weight, &bias});
   constexpr int64_t kMost = 1024;  // so that no product of sizes overflows
   STD_TORCH_CHECK(kernel >= 1 && kernel <= kMost && stride >= 1 && stride <= kMost && padding >= 0 && padding < kernel,
                   kName, ": the kernel and its stride must be 1 to ", kMost, ", the padding less than the kernel, got ",
                   kernel, ", ", stride, " and ", padding);
+  constexpr int64_t kFew = cpu::kSplitSteps * kChannels;
+  if (inputs < 1 || inputs > kFew || kernel * kernel * inputs > kFew) require_channels(kName, inputs, outputs);
+  require_channels(kName, kChannels, outputs);
   require_shape(kName, "the weight", weight, {outputs, inputs, kernel, kernel});
   require_shape(kName, "the bias", bias, {outputs});
   const int64_t height = input.size(1), width = input.size(2);
@@ -197,7 +220,7 @@ void convolve_split_(Tensor result, const Tensor& input, const Tensor& weight, c
   const cpu::SplitConvolution problem{input.size(0), height,  width,      inputs,    outputs,
                                       kernel,        stride,  padding,    out_height, out_width,
                                       data_of<float>(from), data_of<float>(factors), data_of<float>(shifts),
-                                      adds,          relu};
+                                      adds,          activation_named(kName, activation)};
   convolve_by_blocks(problem, *kernels, mutable_data_of<float>(result));
 }
 
@@ -209,7 +232,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bevperception, m) {
   m.def("convolve_1x1_(Tensor(a!) result, Tensor input, Tensor weight, Tensor bias, bool adds, bool relu) -> ()");
   m.def(
       "convolve_split_(Tensor(a!) result, Tensor input, Tensor weight, Tensor bias, int stride, int padding, bool adds, "
-      "bool relu) -> ()");
+      "str activation) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bevperception, CPU, m) {

@@ -33,7 +33,7 @@ def main() -> int:
         expected = functional.conv2d(maps, weight.double(), bias.double(), stride, padding).relu()
         result = torch.full_like(expected.permute(0, 2, 3, 1), float("nan"), dtype=torch.float32)
         result = result.contiguous()
-        torch.ops.bevperception.convolve_split_(result, pixels, weight, bias, stride, padding, False, True)
+        torch.ops.bevperception.convolve_split_(result, pixels, weight, bias, stride, padding, False, "relu")
         worst = max(worst, float((result - expected.permute(0, 2, 3, 1)).abs().max()))
     print(worst)
     return 0

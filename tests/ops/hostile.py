@@ -139,13 +139,13 @@ class Hostile:
             weight = self.bent(self.numbers(outputs, inputs, 3, 3))
             return lambda: torch.ops.bevperception.convolve_3x3(pixels, weight, bias, relu)
         if kind == 1:
-            return self.split_convolution(inputs, outputs, bias, adds, relu)
+            return self.split_convolution(inputs, outputs, bias, adds)
         count = pick(0, 70)
         rows, weight = self.bent(self.places(count, inputs)), self.bent(self.numbers(outputs, inputs))
         result = self.bent(self.places(count, outputs))
         return lambda: torch.ops.bevperception.convolve_1x1_(result, rows, weight, bias, adds, relu)
 
-    def split_convolution(self, inputs: int, outputs: int, bias: Tensor, adds: bool, relu: bool) -> Call:
+    def split_convolution(self, inputs: int, outputs: int, bias: Tensor, adds: bool) -> Call:
         """convolve_split_."""
         pick = self.random.randint
         size, kernel, stride, padding = (
@@ -158,8 +158,9 @@ class Hostile:
         pixels, result = self.bent(self.places(*size, inputs)), self.bent(self.places(*out, outputs))
         weight = self.bent(self.numbers(outputs, inputs, kernel, kernel))
         steps = self.lies([stride, padding])
+        activation = self.random.choice(("none", "relu", "gelu", "silu", "tanh"))
         return lambda: torch.ops.bevperception.convolve_split_(
-            result, pixels, weight, bias, *steps, adds, relu
+            result, pixels, weight, bias, *steps, adds, activation
         )
 
     def numbers(self, *shape: int) -> Tensor:

@@ -1,8 +1,8 @@
 // Products of matrices of float32 numbers by a unit that multiplies bfloat16 numbers (Intel AMX).
 //
 // A float32 number is the sum of three bfloat16 numbers: the nearest one, the nearest one to what that leaves, and the
-// rest. Of the nine products of two such sums six matter; the others are below a float32 number's precision. As the
-// unit adds in float32, and in pairs, its sums are as exact as a chain of float32 multiply-adds, or more.
+// rest. Of the nine products of two such sums six matter; the others are below a float32 number's precision. The unit
+// adds in float32: its sums are about as exact as a chain of float32 multiply-adds.
 //
 // Source: G. Henry, P. T. P. Tang and A. Heinecke, Leveraging the bfloat16 Artificial Intelligence Datatype for
 // Higher-Precision Computations, ARITH 2019, sections III and IV.

@@ -129,32 +129,36 @@ struct PointwiseKernels {
   void (*pixels)(const Pointwise&, const float* by_panel, float* output, int64_t begin, int64_t end);
 };
 
+enum class Activation { kNone, kRelu, kGelu, kSilu };
+
 // A convolution with a square kernel, to which what its result's memory holds may be added; by products of bfloat16
-// numbers, into three of which every float32 number is split.
+// numbers, into three of which every float32 number is split. The sums go over taps and inputs, 32 at a step.
 struct SplitConvolution {
-  int64_t batch, height, width, inputs, outputs;  // channels: multiples of 32
+  int64_t batch, height, width, inputs, outputs;  // outputs: a multiple of 32; inputs too, or there is but one round
   int64_t kernel, stride, padding, out_height, out_width;
   const float* input;   // (batch, height, width, inputs)
   const float* weight;  // (outputs, inputs, kernel, kernel)
   const float* bias;    // (outputs)
-  bool adds, relu;
+  bool adds;
+  Activation activation;
 
-  int64_t steps() const { return kernel * kernel * inputs / 32; }  // of 32 numbers to sum over
+  int64_t depth() const { return kernel * kernel * inputs; }
+  int64_t steps() const { return (depth() + 31) / 32; }
   int64_t pixels() const { return batch * out_height * out_width; }
 };
 
-constexpr int64_t kSplitSteps = 16;  // that a block's pixels are split for at a time
+constexpr int64_t kSplitSteps = 16;  // of a round: what a block's pixels are split for at a time
 
 // Pixels of the result that are worked on together, and memory for them, aligned to cache lines.
 struct SplitBlock {
   int64_t first, count;
   const char* weights;  // split
-  char* pixels;         // 32 times 6 bytes for each, rounded up to 32 pixels, and each of kSplitSteps
-  float* sums;          // outputs for each, rounded up; not used if kSplitSteps are all
+  char* pixels;         // 32 times 6 bytes for each, rounded up to 32 pixels, and each step of a round
+  float* sums;          // outputs for each, rounded up; not used if there is but one round
 };
 
 struct SplitKernels {
-  // Into 6 bytes a weight, aligned to cache lines; of the pairs (32 outputs, 32 inputs).
+  // Into 32 times 6 bytes an output and step, aligned to cache lines; of the pairs (32 outputs, step).
   void (*weights)(const SplitConvolution&, char* split, int64_t begin, int64_t end);
   // Into output (batch, out_height, out_width, outputs).
   void (*block)(const SplitConvolution&, const SplitBlock&, float* output);
