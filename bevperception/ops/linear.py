@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bevperception.malloc import reusable_empty
 from bevperception.ops import native
 from bevperception.ops.backend import requested_backend
 
@@ -87,7 +88,7 @@ def _is_split(x: Tensor, weight: Tensor) -> bool:
 
 def _linear_split(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
     """A convolution of a map of one row."""
-    result = x.new_empty(*x.shape[:-1], weight.shape[0])
+    result = reusable_empty(*x.shape[:-1], weight.shape[0])
     torch.ops.bevperception.convolve_split_(
         result.view(1, 1, -1, weight.shape[0]),
         x.reshape(1, 1, -1, x.shape[-1]),
