@@ -41,8 +41,8 @@ def convolve(
     up to twice a direct sum's, and what is not a number spreads over tiles of 4 x 4 outputs). 1x1
     convolutions of few channels, which in oneDNN wait for memory, fetch ahead what they need next. With AMX
     the others, strided ones and those of images too, take six products of bfloat16 numbers for one of
-    float32, which this unit is still faster at, and about as exact (root mean square errors 0.5 to 1.2 times
-    as large); what is infinite, or above 3.38e38, becomes NaN.
+    float32, which this unit is still faster at and about as exact; what is infinite, or above 3.38e38,
+    becomes NaN.
 
     Args:
         x: (N, C_in, H, W).

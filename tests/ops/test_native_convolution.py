@@ -326,12 +326,12 @@ def test_split_sums_are_as_exact_as_of_float32(inputs: int, outputs: int, kernel
         results.append(result)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
-    plain = functional.conv2d(pixels.permute(0, 3, 1, 2), weight, bias, padding=kernel // 2).permute(
-        0, 2, 3, 1
-    )
     magnitude = direct(pixels.abs(), weight.abs(), bias.abs(), False)
-    error, plain_error = (((r - exact) / magnitude).pow(2).mean().sqrt() for r in (results[0], plain))
-    assert error < 1.3 * plain_error
+    error = (results[0] - exact) / magnitude
+    assert (
+        error.pow(2).mean().sqrt() < 2.0**-23
+    )  # rounding while summing up leaves as much in float32 throughout
+    assert error.abs().max() < 2.0**-20
 
 
 @needs_amx
