@@ -22,7 +22,7 @@ def keep_freed_memory() -> bool:
 
     By default it hands large pieces back to Linux at once, and Linux clears every page of the next ones: of
     a published-size model on a CPU, whose activations take hundreds of megabytes, that is a sixth to two
-    fifths of the time of a frame. The process' memory then stays at its peak, which rises by up to twice.
+    fifths of the time of a frame. The process' memory then stays at its peak, which may be twice as high.
 
     Returns:
         Whether it could be had: not with another C library.

@@ -17,7 +17,7 @@ _FEW_CHANNELS, _FEW_CHANNELS_WITH_AMX = 128, 64
 _MANY_WEIGHTS = 512 * 512
 """Of channels: from which on a 3x3 convolution's transformed kernels take longer to fetch than they spare."""
 _DEPTH_OF_FEW_CHANNELS = 512
-"""Of inputs and taps: up to which any number of inputs is taken at once."""
+"""Inputs times taps: up to which the native operator by split numbers takes any number of inputs."""
 _DTYPES = (torch.float32, torch.bfloat16) if _HAS_BFLOAT16 else (torch.float32,)
 
 

@@ -24,6 +24,7 @@ def main() -> int:
         (1, 1, 64, (2, 5, 9)),
         (3, 2, 64, (1, 7, 20)),
         (3, 1, 96, (2, 3, 5)),
+        (7, 2, 3, (2, 9, 23)),
     ):
         torch.manual_seed(kernel + stride)
         padding = kernel // 2

@@ -328,9 +328,8 @@ def test_split_sums_are_as_exact_as_of_float32(inputs: int, outputs: int, kernel
     assert torch.equal(results[0], results[2])
     magnitude = direct(pixels.abs(), weight.abs(), bias.abs(), False)
     error = (results[0] - exact) / magnitude
-    assert (
-        error.pow(2).mean().sqrt() < 2.0**-23
-    )  # rounding while summing up leaves as much in float32 throughout
+    # What rounding while summing up leaves in float32 throughout.
+    assert error.pow(2).mean().sqrt() < 2.0**-23
     assert error.abs().max() < 2.0**-20
 
 
