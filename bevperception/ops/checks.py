@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 WORKING_DTYPES = (torch.float32, torch.float64)
-HALF_DTYPES = (torch.float16, torch.bfloat16)
+_DTYPES = frozenset((*WORKING_DTYPES, torch.float16, torch.bfloat16))
 
 
-def require(condition: bool, rule: str, came: str, cause: str) -> None:
-    """Raise ``ValueError`` with a three-part message unless ``condition`` holds."""
-    if not condition:
-        raise ValueError(f"{rule}; got {came}. {cause}")
+def misfit(rule: str, came: str, cause: str) -> ValueError:
+    """The error for an argument that does not fit.
+
+    Raised after an ``if`` of its own: to put the words together takes longer than all the checks of a call.
+    """
+    return ValueError(f"{rule}; got {came}. {cause}")
 
 
 def require_dimensions(operator: str, name: str, tensor: Tensor, layout: str) -> None:
@@ -27,12 +29,12 @@ def require_dimensions(operator: str, name: str, tensor: Tensor, layout: str) ->
         layout: its dimensions, blank-separated, such as ``"batch heads channels"``.
     """
     names = layout.split()
-    require(
-        tensor.dim() == len(names),
-        f"{operator}: {name} must have {len(names)} dimensions ({', '.join(names)})",
-        f"shape {tuple(tensor.shape)}",
-        "Was a dimension squeezed, or were dimensions flattened?",
-    )
+    if tensor.dim() != len(names):
+        raise misfit(
+            f"{operator}: {name} must have {len(names)} dimensions ({', '.join(names)})",
+            f"shape {tuple(tensor.shape)}",
+            "Was a dimension squeezed, or were dimensions flattened?",
+        )
 
 
 def require_fitting_types(operator: str, tensors: Mapping[str, Tensor]) -> None:
@@ -40,27 +42,29 @@ def require_fitting_types(operator: str, tensors: Mapping[str, Tensor]) -> None:
 
     float16, bfloat16 and float32 may be mixed (the work is done in float32); float64 only with itself.
     """
-    devices = {name: str(tensor.device) for name, tensor in tensors.items()}
-    require(
-        len(set(devices.values())) == 1,
-        f"{operator}: all tensors must be on one device",
-        ", ".join(f"{name} on {device}" for name, device in devices.items()),
-        "Was one of them not moved with the model?",
-    )
-    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-    came = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
-    require(
-        all(dtype in WORKING_DTYPES + HALF_DTYPES for dtype in dtypes.values()),
-        f"{operator}: tensors must be float16, bfloat16, float32 or float64",
-        came,
-        "Was a tensor of integers passed, or the arguments in another order?",
-    )
-    require(
-        torch.float64 not in dtypes.values() or len(set(dtypes.values())) == 1,
-        f"{operator}: float64 may not be mixed with other dtypes",
-        came,
-        "Was a part of the model converted, or a tensor made from NumPy without a dtype?",
-    )
+    if len({tensor.device for tensor in tensors.values()}) != 1:
+        raise misfit(
+            f"{operator}: all tensors must be on one device",
+            ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items()),
+            "Was one of them not moved with the model?",
+        )
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if not dtypes.issubset(_DTYPES):
+        raise misfit(
+            f"{operator}: tensors must be float16, bfloat16, float32 or float64",
+            _dtypes_of(tensors),
+            "Was a tensor of integers passed, or the arguments in another order?",
+        )
+    if torch.float64 in dtypes and len(dtypes) != 1:
+        raise misfit(
+            f"{operator}: float64 may not be mixed with other dtypes",
+            _dtypes_of(tensors),
+            "Was a part of the model converted, or a tensor made from NumPy without a dtype?",
+        )
+
+
+def _dtypes_of(tensors: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
 
 
 def require_levels(operator: str, value: Tensor, shapes: Sequence[tuple[int, int]]) -> None:
@@ -71,19 +75,19 @@ def require_levels(operator: str, value: Tensor, shapes: Sequence[tuple[int, int
         value: (maps, cells, heads, channels).
         shapes: (height, width) of each level.
     """
-    require(
-        len(shapes) > 0 and all(h > 0 and w > 0 for h, w in shapes),
-        f"{operator}: spatial_shapes must hold at least one (height, width), all positive",
-        f"{shapes}",
-        "Is the feature pyramid empty, or the image smaller than a stride?",
-    )
+    if not shapes or any(h <= 0 or w <= 0 for h, w in shapes):
+        raise misfit(
+            f"{operator}: spatial_shapes must hold at least one (height, width), all positive",
+            f"{shapes}",
+            "Is the feature pyramid empty, or the image smaller than a stride?",
+        )
     cells = sum(h * w for h, w in shapes)
-    require(
-        value.shape[1] == cells,
-        f"{operator}: value must have as many cells as the levels of spatial_shapes together ({cells})",
-        f"value {tuple(value.shape)} and spatial_shapes {shapes}",
-        "Are the shapes (height, width) of these very maps?",
-    )
+    if value.shape[1] != cells:
+        raise misfit(
+            f"{operator}: value must have as many cells as the levels of spatial_shapes together ({cells})",
+            f"value {tuple(value.shape)} and spatial_shapes {shapes}",
+            "Are the shapes (height, width) of these very maps?",
+        )
 
 
 def working_copies(maps: Tensor, *others: Tensor, keep_half: bool = False) -> tuple[Tensor, ...]:

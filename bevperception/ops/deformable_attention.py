@@ -10,7 +10,7 @@ from torch.nn.functional import grid_sample
 
 from bevperception.ops.backend import Backend, choose_backend
 from bevperception.ops.checks import (
-    require,
+    misfit,
     require_dimensions,
     require_fitting_types,
     require_levels,
@@ -111,16 +111,18 @@ def _check(
     batch, _, heads, _ = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
     expected = (batch, queries, heads, len(shapes), points, 2)
-    require(
-        tuple(sampling_locations.shape) == expected,
-        f"{_NAME}: sampling_locations must have shape {expected} (batch, queries, heads, levels, points, 2)",
-        f"{tuple(sampling_locations.shape)}",
-        "Batch and heads come from value, levels from spatial_shapes.",
-    )
-    require(
-        attention_weights.shape == sampling_locations.shape[:-1],
-        f"{_NAME}: attention_weights must have the shape of sampling_locations without its last dimension",
-        f"attention_weights {tuple(attention_weights.shape)} "
-        f"and sampling_locations {tuple(sampling_locations.shape)}",
-        "Are levels and points flattened in one of them?",
-    )
+    if sampling_locations.shape != expected:
+        raise misfit(
+            f"{_NAME}: sampling_locations must have shape {expected} "
+            "(batch, queries, heads, levels, points, 2)",
+            f"{tuple(sampling_locations.shape)}",
+            "Batch and heads come from value, levels from spatial_shapes.",
+        )
+    if attention_weights.shape != expected[:-1]:
+        raise misfit(
+            f"{_NAME}: attention_weights must have the shape of sampling_locations "
+            "without its last dimension",
+            f"attention_weights {tuple(attention_weights.shape)} "
+            f"and sampling_locations {tuple(sampling_locations.shape)}",
+            "Are levels and points flattened in one of them?",
+        )

@@ -8,7 +8,7 @@ from torch.nn.functional import grid_sample
 
 from bevperception.ops.backend import Backend, choose_backend
 from bevperception.ops.checks import (
-    require,
+    misfit,
     require_dimensions,
     require_fitting_types,
     working_copies,
@@ -166,46 +166,46 @@ def _check(
         require_dimensions(_NAME, name, tensor, "batch height width channels")
     require_fitting_types(_NAME, {"input": input, "offset": offset, "mask": mask})
     batch, height, width, channels = input.shape
-    require(
-        channels % groups == 0,
-        f"{_NAME}: the input's channels must be a multiple of groups",
-        f"{channels} channels and {groups} groups",
-        "Is the input channels last (N, H, W, C)?",
-    )
+    if channels % groups != 0:
+        raise misfit(
+            f"{_NAME}: the input's channels must be a multiple of groups",
+            f"{channels} channels and {groups} groups",
+            "Is the input channels last (N, H, W, C)?",
+        )
     out_height = output_size(height, kernel_size, stride, padding, dilation)
     out_width = output_size(width, kernel_size, stride, padding, dilation)
-    require(
-        height > 0 and width > 0 and out_height > 0 and out_width > 0,
-        f"{_NAME}: the padded input must be at least as large as the dilated kernel "
-        f"({dilation * (kernel_size - 1) + 1} cells)",
-        f"input {tuple(input.shape)} with padding {padding}",
-        "Is the image too small for this stage, or the input not channels last?",
-    )
+    if min(height, width, out_height, out_width) <= 0:
+        raise misfit(
+            f"{_NAME}: the padded input must be at least as large as the dilated kernel "
+            f"({dilation * (kernel_size - 1) + 1} cells)",
+            f"input {tuple(input.shape)} with padding {padding}",
+            "Is the image too small for this stage, or the input not channels last?",
+        )
     points = kernel_size**2 - remove_center
     for name, tensor, numbers in (("offset", offset, 2), ("mask", mask, 1)):
         expected = (batch, out_height, out_width, groups * points * numbers)
-        require(
-            tuple(tensor.shape) == expected,
-            f"{_NAME}: {name} must have shape {expected} (batch, output height, output width, "
-            f"groups * {points} points{' * 2' if numbers == 2 else ''})",
-            f"{tuple(tensor.shape)} for input {tuple(input.shape)}",
-            "Do stride, padding, dilation, groups and remove_center match the layer that made it?",
-        )
+        if tensor.shape != expected:
+            raise misfit(
+                f"{_NAME}: {name} must have shape {expected} (batch, output height, output width, "
+                f"groups * {points} points{' * 2' if numbers == 2 else ''})",
+                f"{tuple(tensor.shape)} for input {tuple(input.shape)}",
+                "Do stride, padding, dilation, groups and remove_center match the layer that made it?",
+            )
 
 
 def _check_settings(
     kernel_size: int, stride: int, padding: int, dilation: int, groups: int, remove_center: bool
 ) -> None:
-    require(
-        min(kernel_size, stride, dilation, groups) >= 1 and padding >= 0,
-        f"{_NAME}: kernel_size, stride, dilation and groups must be at least 1 and padding at least 0",
-        f"kernel_size {kernel_size}, stride {stride}, dilation {dilation}, groups {groups}, "
-        f"padding {padding}",
-        "Were the arguments given in another order?",
-    )
-    require(
-        not remove_center or (kernel_size % 2 == 1 and kernel_size > 1),
-        f"{_NAME}: remove_center needs an odd kernel_size of at least 3",
-        f"kernel_size {kernel_size}",
-        "An even kernel has no centre point.",
-    )
+    if min(kernel_size, stride, dilation, groups) < 1 or padding < 0:
+        raise misfit(
+            f"{_NAME}: kernel_size, stride, dilation and groups must be at least 1 and padding at least 0",
+            f"kernel_size {kernel_size}, stride {stride}, dilation {dilation}, groups {groups}, "
+            f"padding {padding}",
+            "Were the arguments given in another order?",
+        )
+    if remove_center and (kernel_size % 2 == 0 or kernel_size == 1):
+        raise misfit(
+            f"{_NAME}: remove_center needs an odd kernel_size of at least 3",
+            f"kernel_size {kernel_size}",
+            "An even kernel has no centre point.",
+        )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bevperception.ops.backend import Backend, choose_backend
 from bevperception.ops.checks import (
-    require,
+    misfit,
     require_dimensions,
     require_fitting_types,
     require_levels,
@@ -212,47 +212,48 @@ def _check(
     value, offsets, logits, references = tensors.values()
     samples = len(anchors)
     require_levels(_NAME, value, shapes)
-    require(
-        samples % len(shapes) == 0 and groups > 0 and samples % groups == 0,
-        f"{_NAME}: anchors must have one entry a level and point, a multiple of groups",
-        f"{samples} anchors, {len(shapes)} levels, {groups} groups",
-        "Do the levels of spatial_shapes and of the linear layers agree?",
-    )
-    require(
-        all(0 <= a < references.shape[1] for a in anchors),
-        f"{_NAME}: anchors must be indices of the {references.shape[1]} reference points of an entry",
-        f"{list(anchors)}",
-        "Was another number of pillar points or levels set?",
-    )
+    if samples % len(shapes) != 0 or groups <= 0 or samples % groups != 0:
+        raise misfit(
+            f"{_NAME}: anchors must have one entry a level and point, a multiple of groups",
+            f"{samples} anchors, {len(shapes)} levels, {groups} groups",
+            "Do the levels of spatial_shapes and of the linear layers agree?",
+        )
+    if not all(0 <= a < references.shape[1] for a in anchors):
+        raise misfit(
+            f"{_NAME}: anchors must be indices of the {references.shape[1]} reference points of an entry",
+            f"{list(anchors)}",
+            "Was another number of pillar points or levels set?",
+        )
     expected = logits.shape[0], value.shape[2] * samples
-    require(
-        tuple(logits.shape) == expected and tuple(offsets.shape) == (expected[0], 2 * expected[1]),
-        f"{_NAME}: logits must have shape {expected} (rows, heads * levels * points), offsets twice as wide",
-        f"logits {tuple(logits.shape)} and offsets {tuple(offsets.shape)}",
-        "Heads come from value, levels and points from anchors.",
-    )
+    if logits.shape != expected or offsets.shape != (expected[0], 2 * expected[1]):
+        raise misfit(
+            f"{_NAME}: logits must have shape {expected} (rows, heads * levels * points), "
+            "offsets twice as wide",
+            f"logits {tuple(logits.shape)} and offsets {tuple(offsets.shape)}",
+            "Heads come from value, levels and points from anchors.",
+        )
     _check_rows(value.shape[0], logits.shape[0], references, rows)
 
 
 def _check_rows(maps: int, count: int, references: Tensor, rows: CompressedRows | None) -> None:
     entries = count if rows is None else rows.map_of.numel()
-    require(
-        tuple(references.shape) == (entries, references.shape[1], 2),
-        f"{_NAME}: references must have one entry a pair of row and map ({entries}), with pairs (x, y)",
-        f"{tuple(references.shape)}",
-        "Were they made for another grid or other cameras?",
-    )
-    if rows is None:
-        require(
-            count == 0 or (maps > 0 and count % maps == 0),
-            f"{_NAME}: without rows, their number must be a multiple of the maps ({maps})",
-            f"{count} rows",
-            "Does the batch of the queries fit that of the maps?",
+    if references.shape != (entries, references.shape[1], 2):
+        raise misfit(
+            f"{_NAME}: references must have one entry a pair of row and map ({entries}), with pairs (x, y)",
+            f"{tuple(references.shape)}",
+            "Were they made for another grid or other cameras?",
         )
+    if rows is None:
+        if count and (maps == 0 or count % maps != 0):
+            raise misfit(
+                f"{_NAME}: without rows, their number must be a multiple of the maps ({maps})",
+                f"{count} rows",
+                "Does the batch of the queries fit that of the maps?",
+            )
         return
-    require(
-        tuple(rows.row_start.shape) == (count + 1,) and rows.map_of.dim() == 1,
-        f"{_NAME}: row_start must have shape ({count + 1},) and map_of one dimension",
-        f"{tuple(rows.row_start.shape)} and {tuple(rows.map_of.shape)}",
-        "Were the rows made for another number of queries?",
-    )
+    if rows.row_start.shape != (count + 1,) or rows.map_of.dim() != 1:
+        raise misfit(
+            f"{_NAME}: row_start must have shape ({count + 1},) and map_of one dimension",
+            f"{tuple(rows.row_start.shape)} and {tuple(rows.map_of.shape)}",
+            "Were the rows made for another number of queries?",
+        )

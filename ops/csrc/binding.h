@@ -35,7 +35,7 @@ T* mutable_data_of(const Tensor& tensor) {
 constexpr int64_t kHugePageBytes = 4 << 20;
 
 // Allocations from this size on are fresh pages: glibc's largest threshold for mapping them. Not so in a process
-// that keeps what it frees (bevperception/malloc.py), which only predicts and has no use for this.
+// that keeps what it frees (bevperception/malloc.py).
 constexpr int64_t kFreshBytes = 32 << 20;
 
 // An uninitialised result, on huge pages if it is large.
@@ -49,18 +49,6 @@ inline Tensor empty_result(const Tensor& like, const std::vector<int64_t>& shape
 inline Tensor empty_result(const Tensor& like) {
   const auto sizes = like.sizes();
   return empty_result(like, std::vector<int64_t>(sizes.begin(), sizes.end()));
-}
-
-// True if a large fresh result now holds zeros. If not, its parts are to be cleared as they are used.
-inline bool cleared_cheaply(const Tensor& result) {
-  const int64_t bytes = result.numel() * static_cast<int64_t>(result.element_size());
-  if (bytes < kFreshBytes) return false;
-  char* data = static_cast<char*>(result.data_ptr());
-  const cpu::MemoryRange zero = cpu::drop_to_zero(data, bytes);
-  if (zero.begin == zero.end) return false;
-  std::memset(data, 0, static_cast<size_t>(zero.begin - data));
-  std::memset(zero.end, 0, static_cast<size_t>(data + bytes - zero.end));
-  return true;
 }
 
 inline void require_same_dtype(const char* op, std::initializer_list<const Tensor*> tensors) {
@@ -102,6 +90,30 @@ void share_out(int64_t count, int64_t work_of_one, const Body& body) {
       body(begin, std::min(begin + part, count));
     }
   });
+}
+
+// Writes zeros, on all threads.
+inline void clear(char* data, int64_t bytes) {
+  constexpr int64_t kPiece = 1 << 20, kWork = 1 << 16;
+  share_out((bytes + kPiece - 1) / kPiece, kWork, [&](int64_t begin, int64_t end) {
+    std::memset(data + begin * kPiece, 0, static_cast<size_t>(std::min(bytes, end * kPiece) - begin * kPiece));
+  });
+}
+
+// True if a large fresh result now holds zeros. If not, its parts are to be cleared as they are used.
+inline bool cleared_cheaply(const Tensor& result) {
+  const int64_t bytes = result.numel() * static_cast<int64_t>(result.element_size());
+  if (bytes < kFreshBytes) return false;
+  char* data = static_cast<char*>(result.data_ptr());
+  if (cpu::mostly_touched(data, bytes)) {
+    clear(data, bytes);
+    return true;
+  }
+  const cpu::MemoryRange zero = cpu::drop_to_zero(data, bytes);
+  if (zero.begin == zero.end) return false;
+  std::memset(data, 0, static_cast<size_t>(zero.begin - data));
+  std::memset(zero.end, 0, static_cast<size_t>(data + bytes - zero.end));
+  return true;
 }
 
 // Runs body(share) for shares that cover all heads of all batch elements of a map's gradient. A share

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +28,8 @@ from tests.ops.problems import (
 )
 
 pytestmark = needs_native
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
@@ -180,6 +186,28 @@ def test_gradient_of_a_map_of_fresh_pages() -> None:
     assert problem.tensors(torch.float32)[0].nbytes > 32 << 20
     for _ in range(2):  # the second time in memory that the first has left
         compare(problem, torch.float32)
+
+
+KEPT = """
+import torch
+from bevperception.malloc import keep_freed_memory
+from tests.ops.problems import AttentionProblem, outputs_and_gradients
+
+assert keep_freed_memory()
+problem = AttentionProblem(batch=1, queries=5, heads=8, channels=32, shapes=((190, 181),), points=2)
+tensors = problem.tensors(torch.float32)
+for _ in range(3):
+    torch.full_like(tensors[0], 7.0)  # what the gradient's memory holds
+    of_value = outputs_and_gradients(problem.run, tensors, "native")[1]
+print(float((of_value - outputs_and_gradients(problem.run, tensors, "reference")[1]).abs().max()))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a matter of glibc")
+def test_gradient_of_a_large_map_in_kept_memory() -> None:
+    """Where freed memory is kept, the gradient's holds old numbers."""
+    found = subprocess.run([sys.executable, "-c", KEPT], capture_output=True, check=True, cwd=ROOT, text=True)
+    assert float(found.stdout) < 1e-5
 
 
 @pytest.mark.parametrize("empty", [{"queries": 0}, {"batch": 0}, {"points": 0}], ids=str)

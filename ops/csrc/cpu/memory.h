@@ -10,6 +10,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace bevperception::cpu {
@@ -115,6 +116,24 @@ inline KeptMemory::KeptMemory(int64_t bytes, Kind kind) : kind_(kind) {
     memory.memory = std::move(fresh);
     memory.bytes = bytes;
   }
+}
+
+// Whether most of a memory range has been touched since it was mapped, as has what a program freed and got again.
+inline bool mostly_touched(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const MemoryRange pages = huge_pages_within(data, bytes);
+  const int64_t count = (pages.end - pages.begin) / sysconf(_SC_PAGESIZE);
+  const AlignedMemory memory(count);
+  unsigned char* const answers = static_cast<unsigned char*>(memory.data());
+  if (count == 0 || mincore(pages.begin, static_cast<size_t>(pages.end - pages.begin), answers) != 0) return false;
+  int64_t touched = 0;
+  for (int64_t k = 0; k < count; ++k) touched += answers[k] & 1;
+  return 2 * touched > count;
+#else
+  (void)data;
+  (void)bytes;
+  return false;
+#endif
 }
 
 // Makes Linux hand out zeros when a large fresh allocation is first touched, which saves writing them.
