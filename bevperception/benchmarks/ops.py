@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 
 from bevperception.benchmarks.ops_cases import CASES
 from bevperception.benchmarks.ops_worker import KEEP, PEERS, PUBLISHED, RETURN
-from bevperception.benchmarks.roofline import Machine, forward_work, measure_machine
+from bevperception.benchmarks.roofline import Machine, Work, forward_work, measure_machine
 from bevperception.benchmarks.timing import median_ms
 from bevperception.errors import BevError, ConfigError
 from bevperception.ops import backend_report
@@ -41,7 +41,9 @@ is that scheme around the native ms_deform_attn.
 
 The bound is the least time this machine could need for a forward call: every argument and result moved once
 at the measured bandwidth of memory, or all multiply-adds at the measured peak, whichever takes longer. Shapes
-that fit the cache can be faster than a bound by memory."""
+that fit a cache can be faster than a bound by memory. For those there is a bound by the cache that the cores
+share: every argument and result handed over once, but for cells of a map that no point looks at. Only what
+the cores' own caches still hold of the call before can make a call faster."""
 
 EPILOG = """\
 cases:
@@ -196,7 +198,7 @@ def measure_all(options: argparse.Namespace, machine: Machine) -> dict[str, dict
                         result.add(worker.setting, worker.ask(request))
             _show_progress("")
             print(format_case(key, results[key]), flush=True)
-            print(format_bound(key, results[key], machine, options.dtype), flush=True)
+            print(format_bound(key, results[key], machine, options), flush=True)
     return results
 
 
@@ -234,15 +236,26 @@ def format_case(key: str, results: dict[str, Result]) -> str:
     return "\n".join(lines)
 
 
-def format_bound(key: str, results: dict[str, Result], machine: Machine, dtype: str) -> str:
-    """The roofline bound of one case's forward, and how far native is from it."""
-    work = forward_work(CASES[key], getattr(torch, dtype).itemsize)
-    bound_ms = machine.bound_ms(work)
-    line = f"    {'bound by ' + machine.limit(work):<22}{bound_ms:>9.3f}"
-    native = results.get("native")
-    if native is not None and native.missing is None:
-        line += f"   native forward takes {native.forward_ms / bound_ms:.1f} times as long"
-    return line
+def format_bound(key: str, results: dict[str, Result], machine: Machine, options: argparse.Namespace) -> str:
+    """The bounds of one case's forward, and how far native is from them."""
+    work = _work(key, options)
+    lines = []
+    for limit, bound_ms in (
+        (machine.limit(work), machine.bound_ms(work)),
+        ("the cache", machine.cache_bound_ms(work)),
+    ):
+        if bound_ms is None:
+            continue
+        line = f"    {'bound by ' + limit:<22}{bound_ms:>9.3f}"
+        native = results.get("native")
+        if native is not None and native.missing is None:
+            line += f"   native forward takes {native.forward_ms / bound_ms:.1f} times as long"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _work(key: str, options: argparse.Namespace) -> Work:
+    return forward_work(CASES[key], getattr(torch, options.dtype).itemsize, options.locations)
 
 
 def format_summary(results: dict[str, dict[str, Result]]) -> str:
@@ -271,11 +284,9 @@ def to_json(
         "settings": {name: value for name, value in vars(options).items() if name != "json"},
         "torch": torch.__version__,
         "isa": options.isa or backend_report().isa,
-        "machine": {"bytes_per_s": machine.bytes_per_s, "flops_per_s": machine.flops_per_s},
-        "bound_ms": {
-            key: machine.bound_ms(forward_work(CASES[key], getattr(torch, options.dtype).itemsize))
-            for key in results
-        },
+        "machine": asdict(machine),
+        "bound_ms": {key: machine.bound_ms(_work(key, options)) for key in results},
+        "cache_bound_ms": {key: machine.cache_bound_ms(_work(key, options)) for key in results},
         "results": {
             key: {
                 name: {"missing": result.missing}
@@ -364,7 +375,9 @@ def main(arguments: Sequence[str]) -> int:
     print(format_header(options), flush=True)
     machine = measure_machine(options.threads, getattr(torch, options.dtype))
     print(
-        f"memory {machine.bytes_per_s / 1e9:.1f} GB/s, arithmetic {machine.flops_per_s / 1e9:.0f} Gflop/s",
+        f"memory {machine.bytes_per_s / 1e9:.1f} GB/s, "
+        f"shared cache {machine.cached_bytes_per_s / 1e9:.1f} GB/s, "
+        f"arithmetic {machine.flops_per_s / 1e9:.0f} Gflop/s",
         flush=True,
     )
     results = measure_all(options, machine)

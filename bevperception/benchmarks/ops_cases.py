@@ -67,6 +67,25 @@ class AttentionCase:
             locations = self._references(queries, generator) + offsets / sizes[:, None]
         return value.to(dtype), locations.to(dtype), weights.to(dtype)
 
+    def cells_unseen(self, kind: LocationKind) -> int:
+        """How many (batch element, cell, head) no sampling point takes anything from.
+
+        Args:
+            kind: of locations, see :meth:`inputs`.
+        """
+        _, locations, _ = self.inputs(kind, torch.float32)
+        batch, head = torch.arange(self.batch)[:, None, None, None], torch.arange(8)[:, None]
+        seen, start = torch.zeros(self.batch, self.cells, 8, dtype=torch.bool), 0
+        for level, (height, width) in enumerate(self.shapes):
+            place = locations[:, :, :, level] * torch.tensor([width, height]) - 0.5
+            for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                x, y = (place.floor() + torch.tensor(corner)).unbind(-1)  # (B, Q, H, P)
+                inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+                cell = torch.where(inside, start + y * width + x, 0.0).long()
+                seen[batch.expand_as(cell)[inside], cell[inside], head.expand_as(cell)[inside]] = True
+            start += height * width
+        return int((~seen).sum())
+
     def _references(self, queries: int, generator: torch.Generator) -> Tensor:
         """Reference points, broadcastable to (B, Q, H, L, P, 2)."""
         if self.reference == "random":

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from bevperception.benchmarks.ops_cases import AttentionCase, Case, ConvolutionCase
+from bevperception.benchmarks.ops_cases import AttentionCase, Case, ConvolutionCase, LocationKind
 from bevperception.benchmarks.spatial_case import ANCHORS, CHANNELS, HEADS, SpatialCase
+
+_CACHED_BYTES = 64 << 20
+"""Most that a cache is expected to hold."""
 
 _FLOPS_OF_CORNER = 2
 """A multiplication and an addition a channel; what it takes to find the corners is left out."""
@@ -25,10 +28,13 @@ class Work:
     Args:
         bytes: of arguments and result, each moved once.
         flops: multiplications and additions of the samples.
+        looked_at_bytes: of the arguments and the result, without cells of a map that no point looks at;
+            None if that was not counted, or is too much for a cache.
     """
 
     bytes: int
     flops: int
+    looked_at_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -38,14 +44,22 @@ class Machine:
     Args:
         bytes_per_s: copying large tensors, bytes read and written.
         flops_per_s: of a large matrix product.
+        cached_bytes_per_s: reading what the caches near the cores cannot hold, but a shared one can.
     """
 
     bytes_per_s: float
     flops_per_s: float
+    cached_bytes_per_s: float
 
     def bound_ms(self, work: Work) -> float:
         """Milliseconds below which the work cannot be done."""
         return 1e3 * max(work.bytes / self.bytes_per_s, work.flops / self.flops_per_s)
+
+    def cache_bound_ms(self, work: Work) -> float | None:
+        """Milliseconds in which a shared cache can at best hand over what the work looks at, if counted."""
+        if work.looked_at_bytes is None:
+            return None
+        return 1e3 * work.looked_at_bytes / self.cached_bytes_per_s
 
     def limit(self, work: Work) -> str:
         """What the bound comes from: 'memory' or 'arithmetic'."""
@@ -70,22 +84,28 @@ def measure_machine(threads: int, dtype: torch.dtype = torch.float32) -> Machine
         side = 1536
         left = torch.ones(side, side, dtype=dtype)
         peak = 2 * side**3 / _best_s(lambda: left @ left)
-        return Machine(bandwidth, peak)
+        near = torch.ones(1 << 21)  # two of 8 MB
+        far = torch.ones_like(near)
+        cached = 2 * near.numel() * near.element_size() / _best_s(lambda: torch.dot(near, far), tries=50)
+        return Machine(bandwidth, peak, cached)
     finally:
         torch.set_num_threads(before)
 
 
-def forward_work(case: Case, bytes_of_number: int = 4) -> Work:
+def forward_work(case: Case, bytes_of_number: int = 4, kind: LocationKind = "local") -> Work:
     """What a case's forward call must do at least.
 
     Args:
         case: sizes.
         bytes_of_number: 4 for float32.
+        kind: of its sampling points.
     """
+    unseen: int | None = None  # numbers of maps that no point looks at
     if isinstance(case, ConvolutionCase):
         cells = case.batch * case.height * case.width
         samples, channels = cells * case.groups * 9, 16
         numbers = 2 * cells * case.groups * channels + 3 * samples
+        unseen = 0 if numbers * bytes_of_number <= _CACHED_BYTES else None  # points look everywhere
     elif isinstance(case, SpatialCase):
         rows, cameras = case.batch * case.side**2, 6 * case.batch
         per_row = HEADS * len(case.shapes) * case.points
@@ -98,7 +118,13 @@ def forward_work(case: Case, bytes_of_number: int = 4) -> Work:
         rows, channels = case.batch * (case.queries or case.cells), 32
         samples = rows * 8 * len(case.shapes) * case.points
         numbers = case.batch * case.cells * 8 * channels + 3 * samples + rows * 8 * channels
-    return Work(numbers * bytes_of_number, samples * channels * 4 * _FLOPS_OF_CORNER)
+        is_small = numbers * bytes_of_number <= _CACHED_BYTES
+        unseen = case.cells_unseen(kind) * channels if is_small else None
+    return Work(
+        bytes=numbers * bytes_of_number,
+        flops=samples * channels * 4 * _FLOPS_OF_CORNER,
+        looked_at_bytes=None if unseen is None else (numbers - unseen) * bytes_of_number,
+    )
 
 
 def _best_s(call: Callable[[], object], tries: int = 7) -> float:

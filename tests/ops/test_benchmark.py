@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bevperception.benchmarks.ops_cases import CASES, AttentionCase
+from bevperception.benchmarks.ops_cases import CASES, AttentionCase, LocationKind
 from bevperception.benchmarks.ops_worker import competitor_call, disagreement
 from bevperception.benchmarks.roofline import Machine, Work, forward_work, measure_machine
 from bevperception.benchmarks.timing import median_ms, peak_extra_bytes, sample_seconds
+from bevperception.ops import ms_deform_attn_reference
 from tests.ops.problems import needs_native
 
 PROGRAM = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
@@ -41,6 +42,8 @@ def test_prints_times_and_ratios_and_writes_json(tmp_path: Path) -> None:
     assert 0 < native["forward_ms"] < reference["forward_ms"]
     assert "bound by" in done.stdout
     assert content["bound_ms"]["s4"] > 0
+    assert "bound by the cache" in done.stdout
+    assert content["cache_bound_ms"]["s4"] > 0
     assert content["machine"]["bytes_per_s"] > 1e8
 
 
@@ -64,8 +67,31 @@ def test_work_of_a_case_is_that_of_its_tensors(key: str) -> None:
     assert work.bytes == 4 * numbers
 
 
+@pytest.mark.parametrize("kind", ["local", "uniform"])
+def test_cells_that_no_point_looks_at(kind: LocationKind) -> None:
+    """They are those whose value has no gradient."""
+    case = AttentionCase("small", "some unseen", 2, 4, ((11, 9), (6, 5)), 2, "random")
+    value, locations, weights = case.inputs(kind, torch.float64)
+    value.requires_grad_()
+    output = ms_deform_attn_reference(value, case.shapes, locations, weights)
+    (gradient,) = torch.autograd.grad(output.sum(), value)
+    unseen = case.cells_unseen(kind)
+    assert 0 < unseen == int((gradient == 0).all(-1).sum())
+
+
+def test_the_bound_by_the_cache_leaves_out_what_no_point_looks_at() -> None:
+    machine = Machine(bytes_per_s=1e9, flops_per_s=1e10, cached_bytes_per_s=2e9)
+    assert machine.cache_bound_ms(Work(bytes=5_000_000, flops=1, looked_at_bytes=4_000_000)) == 2.0
+    assert machine.cache_bound_ms(Work(bytes=5_000_000, flops=1)) is None
+    decoder = forward_work(CASES["v"])
+    assert decoder.looked_at_bytes is not None
+    assert decoder.looked_at_bytes < decoder.bytes / 3
+    assert forward_work(CASES["iii"]).looked_at_bytes is None  # no cache holds it
+    assert forward_work(CASES["s4"]).looked_at_bytes == forward_work(CASES["s4"]).bytes
+
+
 def test_the_bound_is_the_longer_of_memory_and_arithmetic() -> None:
-    machine = Machine(bytes_per_s=1e9, flops_per_s=1e10)
+    machine = Machine(bytes_per_s=1e9, flops_per_s=1e10, cached_bytes_per_s=1e10)
     assert machine.bound_ms(Work(bytes=2_000_000, flops=1)) == pytest.approx(2.0)
     assert machine.bound_ms(Work(bytes=1, flops=50_000_000)) == pytest.approx(5.0)
     assert machine.limit(Work(bytes=2_000_000, flops=1)) == "memory"
@@ -73,6 +99,7 @@ def test_the_bound_is_the_longer_of_memory_and_arithmetic() -> None:
     measured = measure_machine(1)
     assert 1e8 < measured.bytes_per_s < 1e13
     assert 1e8 < measured.flops_per_s < 1e14
+    assert 1e8 < measured.cached_bytes_per_s < 1e13
 
 
 def test_impossible_options_are_refused_without_a_traceback() -> None:
