@@ -15,20 +15,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bevperception.ops.convolution import ONEDNN_HAS_BFLOAT16
 from bevperception.ops.normalization import layer_norm
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether a device computes in bfloat16 itself; others convert back and forth, slower than in float32."""
+    """Whether a device computes in bfloat16 itself; others convert back and forth, slower than in float32.
+
+    On CPUs both the processor and oneDNN must: ``ONEDNN_MAX_CPU_ISA`` can take it away from the latter.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
+    if device.type != "cpu" or not ONEDNN_HAS_BFLOAT16:
         return False
-    if platform.machine().lower() in ("x86_64", "amd64"):
+    if platform.machine().lower() in ("x86_64", "amd64"):  # oneDNN claims it on all processors with AVX-512
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return True
 
 
 def resolve_precision(precision: str, device: torch.device) -> Precision:

@@ -10,7 +10,7 @@ from bevperception.ops import native
 from bevperception.ops.backend import requested_backend
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
-_HAS_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+ONEDNN_HAS_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 _FAST_ISAS = ("amx", "avx512", "avx2")
 _FEW_CHANNELS, _FEW_CHANNELS_WITH_AMX = 128, 64
 """Up to which, at either end, a 1x1 convolution waits for memory more than it computes."""
@@ -18,7 +18,7 @@ _MANY_WEIGHTS = 512 * 512
 """Of channels: from which on a 3x3 convolution's transformed kernels take longer to fetch than they spare."""
 _DEPTH_OF_FEW_CHANNELS = 512
 """Inputs times taps: up to which the native operator by split numbers takes any number of inputs."""
-_DTYPES = (torch.float32, torch.bfloat16) if _HAS_BFLOAT16 else (torch.float32,)
+_DTYPES = (torch.float32, torch.bfloat16) if ONEDNN_HAS_BFLOAT16 else (torch.float32,)
 
 
 def convolve(
@@ -52,13 +52,14 @@ def convolve(
         relu: clamp the result at zero from below.
 
     Returns:
-        (N, C, H', W').
+        (N, C, H', W') in the dtype that the layers give, the same by every way: the map's, or autocast's. A
+        shortcut of another dtype is converted.
     """
     if _is_fast(x, convolution, norm, shortcut):
         return _convolve_at_once(x, convolution, norm, shortcut, relu)
     result: Tensor = norm(convolution(x))
     if shortcut is not None:
-        result = result + shortcut
+        result = result + shortcut.to(result.dtype)
     return result.relu_() if relu else result
 
 
@@ -74,8 +75,13 @@ def _is_fast(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d, shortcut: 
         and all(t.device.type == "cpu" for t in tensors)
         and all(t.dtype == torch.float32 for t in learned)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-        and _dtype(x) in _DTYPES
+        and _dtype(x) in _allowed_dtypes()
     )
+
+
+def _allowed_dtypes() -> tuple[torch.dtype, ...]:
+    """Of results: float32, as the weights are; autocast may ask for bfloat16 where oneDNN computes in it."""
+    return _DTYPES if torch.is_autocast_enabled("cpu") else _DTYPES[:1]
 
 
 def _convolve_1x1(x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
@@ -169,8 +175,9 @@ def _is_plain(convolution: nn.Conv2d, sizes: tuple[int, ...]) -> bool:
 
 
 def _dtype(x: Tensor) -> torch.dtype:
-    """Of the result: what autocast asks for, otherwise the map's own."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    """Of the result: what autocast asks for, otherwise the map's own; autocast leaves float64 as it is."""
+    is_cast = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
+    return torch.get_autocast_dtype("cpu") if is_cast else x.dtype
 
 
 def _convolve_at_once(

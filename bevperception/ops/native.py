@@ -52,23 +52,35 @@ def cuda_architectures() -> tuple[str, ...]:
 def available_cpu_isas() -> list[str]:
     """Instruction sets that this CPU and the library both have, best first.
 
+    ``BEVPERCEPTION_CPU_ISA`` is an upper limit: what is better is left out, as on a smaller processor.
+
     Raises:
         AttributeError: the library is not loaded.
+        RuntimeError: the limit is not among them.
     """
-    return str(torch.ops.bevperception.available_cpu_isas()).split()
+    names = str(torch.ops.bevperception.available_cpu_isas()).split()
+    limit = os.environ.get(ISA_VARIABLE)
+    if not limit:
+        return names
+    if limit not in names:
+        raise RuntimeError(f"no instruction set {limit!r} ({ISA_VARIABLE}); it has: {' '.join(names)}")
+    return names[names.index(limit) :]
 
 
 def select_cpu_isa(name: str | None) -> None:
     """Make the native CPU kernels use an instruction set; for tests and comparisons.
 
     Args:
-        name: one of :func:`available_cpu_isas`; None selects the best again.
+        name: one of :func:`available_cpu_isas`; None selects the best of them again.
 
     Raises:
         AttributeError: the library is not loaded.
-        RuntimeError: the CPU or the library lacks it.
+        RuntimeError: the CPU or the library lacks it, or it is above the limit.
     """
-    torch.ops.bevperception.select_cpu_isa(name or "")
+    names = available_cpu_isas()
+    if name is not None and name not in names:
+        raise RuntimeError(f"no instruction set {name!r}; it has: {' '.join(names)}")
+    torch.ops.bevperception.select_cpu_isa(name or names[0])
 
 
 def _load(path: Path) -> LibraryStatus:
@@ -83,9 +95,7 @@ def _load(path: Path) -> LibraryStatus:
         torch.library.register_fake("bevperception::convolve_3x3")(_fake_convolve_3x3)
         torch.library.register_fake("bevperception::convolve_1x1_")(_fake_in_place)
         torch.library.register_fake("bevperception::convolve_split_")(_fake_in_place)
-        isa = os.environ.get(ISA_VARIABLE)
-        if isa:
-            select_cpu_isa(isa)
+        select_cpu_isa(None)
     except (OSError, RuntimeError) as error:
         return LibraryStatus(None, f"{path.name} cannot be used ({error})")
     return LibraryStatus(str(path), None)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,5 +87,24 @@ def test_auto_takes_half_precision_only_where_the_processor_computes_in_it(
 
 
 def test_the_processor_is_asked() -> None:
+    if platform.machine() in ("x86_64", "AMD64") and Path("/proc/cpuinfo").is_file():
+        flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].splitlines()[0].split())
+        limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").startswith(("SSE", "AVX2"))
+        expected = bool(flags & {"avx512_bf16", "amx_tile"}) and not limited
+        assert precision.computes_bfloat16(torch.device("cpu")) == expected
     assert isinstance(precision.computes_bfloat16(torch.device("cpu")), bool)
     assert not precision.computes_bfloat16(torch.device("meta"))
+
+
+@pytest.mark.parametrize("processor", [False, True])
+@pytest.mark.parametrize("library", [False, True])
+def test_processor_and_library_must_compute_in_it(
+    processor: bool, library: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "ONEDNN_HAS_BFLOAT16", library)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: processor)
+    assert precision.computes_bfloat16(torch.device("cpu")) == (processor and library)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert precision.computes_bfloat16(torch.device("cpu")) == library

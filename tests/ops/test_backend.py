@@ -119,6 +119,32 @@ def test_instruction_set_by_environment() -> None:
     assert "no instruction set 'mmx'" in _run_python(code, BEVPERCEPTION_CPU_ISA="mmx").stdout
 
 
+@needs_native
+def test_the_environment_limits_the_instruction_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a smaller processor: nothing above the limit is there, by name or by itself."""
+    everything = native.available_cpu_isas()
+    best = native.cpu_isa()
+    assert best == everything[0]
+    assert everything[-1] == "baseline"
+    try:
+        for k, limit in enumerate(everything):
+            monkeypatch.setenv(native.ISA_VARIABLE, limit)
+            assert native.available_cpu_isas() == everything[k:]
+            native.select_cpu_isa(None)
+            assert native.cpu_isa() == limit
+            for better in everything[:k]:
+                with pytest.raises(RuntimeError, match=f"no instruction set '{better}'; it has: {limit}"):
+                    native.select_cpu_isa(better)
+    finally:
+        native.select_cpu_isa("baseline")
+        monkeypatch.undo()
+        native.select_cpu_isa(None)
+    assert native.cpu_isa() == best
+    monkeypatch.setenv(native.ISA_VARIABLE, "mmx")
+    with pytest.raises(RuntimeError, match=r"no instruction set 'mmx' \(BEVPERCEPTION_CPU_ISA\); it has: "):
+        native.available_cpu_isas()
+
+
 def test_damaged_library_leaves_the_reference(tmp_path: Path) -> None:
     library = tmp_path / "_C.abi3.so"
     library.write_bytes(b"not a library")

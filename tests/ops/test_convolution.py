@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -65,17 +68,47 @@ def test_same_as_the_layers(settings: dict[str, object], make: object, relu: boo
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("way", ["auto", "reference"])
 @pytest.mark.parametrize("size", [(2, 9, 11), (1, 1, 1), (3, 1, 5)])
 @torch.no_grad()
-def test_autocast_gives_half_precision(size: tuple[int, int, int]) -> None:
+def test_autocast_gives_half_precision(size: tuple[int, int, int], way: Literal["auto", "reference"]) -> None:
     torch.manual_seed(3)
     convolution, norm = layers(kernel_size=3, padding=1)
     x, shortcut = torch.randn(size[0], 6, *size[1:]), torch.randn(size[0], 10, *size[1:])
     expected = one_after_the_other(x, convolution, norm, shortcut, True)
-    with torch.autocast("cpu", torch.bfloat16):
+    with use_backend(way), torch.autocast("cpu", torch.bfloat16):
         result = convolve(x, convolution, norm, shortcut=shortcut)
     assert result.dtype == torch.bfloat16
     torch.testing.assert_close(result.float(), expected, rtol=2e-2, atol=5e-2)
+
+
+FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("maps", FLOATS)
+def test_every_way_gives_the_same_type(
+    maps: torch.dtype, weights: torch.dtype, autocast: torch.dtype | None
+) -> None:
+    """On every processor: that of the layers one after the other, or a refusal where they refuse."""
+    convolution, norm = layers(kernel_size=3, padding=1)
+    x = torch.randn(2, 6, 3, 5).to(maps)
+    convolution.to(weights), norm.to(weights)
+
+    def dtype_of(run: Callable[[], Tensor]) -> torch.dtype | None:
+        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+            try:
+                return run().dtype
+            except RuntimeError:
+                return None
+
+    expected = dtype_of(lambda: norm(convolution(x)))
+    for shortcut in (None, *(torch.randn(2, 10, 3, 5).to(dtype) for dtype in FLOATS)):
+        for way in (torch.no_grad, torch.enable_grad, lambda: use_backend("reference")):
+            with way():
+                found = dtype_of(lambda kept=shortcut: convolve(x, convolution, norm, shortcut=kept))
+            assert found == expected
 
 
 @pytest.mark.skipif(not module._HAS_ONEDNN, reason="this PyTorch has no oneDNN")

@@ -17,10 +17,9 @@ from bevperception.ops import (
     deform_attn,
     deform_attn_unfused,
     fused_attention,
-    native,
     use_backend,
 )
-from tests.ops.problems import ISAS, needs_native
+from tests.ops.problems import ISAS, cpu_isa, needs_native
 
 Arguments = dict[str, Any]
 
@@ -148,11 +147,8 @@ def test_one_padded_call_is_as_map_by_map(problem: RowsProblem, monkeypatch: pyt
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-12)])
 def test_every_instruction_set(problem: RowsProblem, isa: str, dtype: torch.dtype, tolerance: float) -> None:
     arguments = problem.arguments(dtype)
-    native.select_cpu_isa(isa)
-    try:
+    with cpu_isa(isa):
         fused = deform_attn(**arguments)
-    finally:
-        native.select_cpu_isa(None)
     longest_side = max(max(shape) for shape in problem.shapes)
     tolerance *= max(1.0, longest_side / 8)  # a place is rounded as a share of the side
     torch.testing.assert_close(fused, deform_attn_unfused(**arguments), rtol=tolerance, atol=tolerance)
@@ -271,11 +267,8 @@ def test_gradients_by_every_instruction_set(isa: str) -> None:
     arguments = RowsProblem(maps=4, heads=4, channels=21, points=7).arguments(torch.float32)
     with use_backend("reference"):
         expected = gradients_of(arguments)
-    native.select_cpu_isa(isa)
-    try:
+    with cpu_isa(isa):
         found = gradients_of(arguments)
-    finally:
-        native.select_cpu_isa(None)
     assert_gradients(found, expected, 2e-4)
 
 
