@@ -319,6 +319,9 @@ class Batch(_Movable):
         tokens: B nuScenes sample tokens of the current frame.
         scene_tokens: B scene tokens, which tell a streaming evaluation where memory starts anew.
         skipped: samples that were to be in this batch and could not be read.
+        places: which of the places asked for each sample fills, where those of bad samples stay empty. An
+            empty list marks a stand-in: a batch whose samples are all bad, and which must not count. None
+            where every sample has its place in order.
     """
 
     history: list[CameraFrames]
@@ -328,9 +331,15 @@ class Batch(_Movable):
     tokens: list[str]
     scene_tokens: list[str]
     skipped: list[BadSample] = field(default_factory=list)
+    places: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether the batch only stands in for unreadable samples: nothing may learn from or remember it."""
+        return self.places == []
 
 
 def concatenate_frames(frames: Sequence[CameraFrames]) -> CameraFrames:

@@ -93,7 +93,7 @@ def _batches(config: ExperimentConfig, workers: int, count: int) -> Iterator[tup
     source = build_dataset(reader, config, config.data.train_split, training=True)
     training = config.training
     sampler = StepSampler(len(source), training.batch_size, count, 1, training.seed)
-    loader = iter(build_loader(source, sampler, workers, pin_memory=False, replace=False))
+    loader = iter(build_loader(source, sampler, workers, pin_memory=False))
     for _ in range(count):
         start = time.perf_counter()
         batch = next(loader)

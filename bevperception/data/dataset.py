@@ -327,7 +327,13 @@ def collate(samples: Sequence[Batch | BadSample]) -> Batch | SkippedBatch:
         tokens=[t for s in good for t in s.tokens],
         scene_tokens=[t for s in good for t in s.scene_tokens],
         skipped=skipped,
+        places=_join_places([s.places for s in good]),
     )
+
+
+def _join_places(places: Sequence[list[int] | None]) -> list[int] | None:
+    known = [place for sample in places if sample is not None for place in sample]
+    return None if any(sample is None for sample in places) else known
 
 
 def _join_targets(targets: Sequence[Targets | None]) -> Targets | None:

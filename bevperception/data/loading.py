@@ -1,11 +1,12 @@
-"""Loading in worker processes: an unreadable sample stops the run with its own message, or is replaced."""
+"""Loading in worker processes: an unreadable sample stops the run with its own message, or is skipped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from bevperception.data.dataset import SkippedBatch, collate, init_worker
@@ -13,7 +14,10 @@ from bevperception.errors import BevError, DataError
 from bevperception.structures import BadSample, Batch
 
 MAX_REPLACEMENTS = 20
-"""So many samples in a row may be unreadable before a run stops, bad samples skipped or not."""
+"""So many samples, drawn to stand in for an unreadable one, may be unreadable too before a run stops."""
+
+OnBad = Literal["leave_out", "replace", "vacate"]
+"""What becomes of a bad sample's place in its batch; see :class:`Fetcher`."""
 
 
 class SampleSource(Protocol):
@@ -46,14 +50,19 @@ Loaded = Batch | SkippedBatch | Failure
 class Fetcher(Dataset[Any]):
     """Fetches whole batches from a source.
 
+    Bad samples stay in a batch's list as records, whatever becomes of their places.
+
     Args:
         source: the samples.
-        replace: put the next readable sample of the source in the place of a bad one, so that every
-            process's batch is full; the bad ones stay as records.
+        on_bad: 'leave_out' makes the batch smaller, possibly empty. 'replace' puts another sample in the
+            place, drawn at random from the source, so that no sample is seen more often than others and the
+            batch is full. 'vacate' leaves the place empty and notes in ``Batch.places`` which are filled; a
+            batch of bad samples alone gets a stand-in that fills no place, because a process without any
+            sample would let the others wait.
     """
 
-    def __init__(self, source: SampleSource, replace: bool) -> None:
-        self.source, self.replace = source, replace
+    def __init__(self, source: SampleSource, on_bad: OnBad) -> None:
+        self.source, self.on_bad = source, on_bad
 
     def __len__(self) -> int:
         return len(self.source)
@@ -66,22 +75,41 @@ class Fetcher(Dataset[Any]):
             return Failure(error)
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> list[Batch | BadSample | Failure]:
-        """A batch's samples, and the records of the bad ones that others took the place of."""
+        """A batch's samples, and the records of the bad ones."""
+        asked = [self[item] for item in items]
+        if self.on_bad == "leave_out":
+            return asked
         found: list[Batch | BadSample | Failure] = []
-        for item in items:
-            found.extend(self._with_replacement(item) if self.replace else [self[item]])
+        for place, (item, sample) in enumerate(zip(items, asked, strict=True)):
+            if self.on_bad == "vacate" and isinstance(sample, Batch):
+                sample = replace(sample, places=[place])
+            found.append(sample)
+            if self.on_bad == "replace" and isinstance(sample, BadSample):
+                found += self._stand_in(item, sample)
+        if self.on_bad == "vacate" and all(isinstance(sample, BadSample) for sample in asked):
+            *others, last = self._stand_in(items[0], asked[0])
+            found += [*others, replace(last, places=[]) if isinstance(last, Batch) else last]
         return found
 
-    def _with_replacement(self, item: tuple[int, int]) -> list[Batch | BadSample | Failure]:
+    def _stand_in(
+        self, item: tuple[int, int], bad: Batch | BadSample | Failure
+    ) -> list[Batch | BadSample | Failure]:
+        """Records of the samples that were drawn and are bad too, and then one that is not.
+
+        The sample after a bad one would be the nearest, but it would be seen twice an epoch.
+        """
         index, draw = item
-        found: list[Batch | BadSample | Failure] = []
-        for step in range(MAX_REPLACEMENTS):
-            found.append(self[(index + step) % len(self.source), draw])
+        found = [bad]
+        for other in np.random.default_rng((draw, index)).integers(len(self.source), size=MAX_REPLACEMENTS):
+            found.append(self[int(other), draw])
             if not isinstance(found[-1], BadSample):
-                return found
+                return found[1:]
         last = found[-1]
         assert isinstance(last, BadSample)
-        error = DataError(f"{MAX_REPLACEMENTS} samples in a row cannot be read; the last: {last.reason}")
+        error = DataError(
+            f"{MAX_REPLACEMENTS} samples drawn in a row cannot be read; the last: {last.reason}\n"
+            "most of the data set cannot be read: check data.root"
+        )
         return [Failure(error)]
 
 
@@ -100,7 +128,7 @@ def build_loader(
     batches: Iterable[list[tuple[int, int]]],
     workers: int,
     pin_memory: bool = False,
-    replace: bool = False,
+    on_bad: OnBad = "leave_out",
 ) -> DataLoader[Any]:
     """A loader over given batches, in their order.
 
@@ -109,13 +137,13 @@ def build_loader(
         batches: (index, draw) pairs of every batch; a batch sampler.
         workers: processes; 0 loads in this one.
         pin_memory: for faster copies to a GPU.
-        replace: see :class:`Fetcher`.
+        on_bad: see :class:`Fetcher`.
 
     Returns:
         A loader that yields :data:`Loaded`; give each to :func:`require_loaded`.
     """
     return DataLoader(
-        Fetcher(source, replace),
+        Fetcher(source, on_bad),
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate_or_fail,

@@ -107,7 +107,7 @@ class SkippedReport(Callback):
         temporary = path.with_name(f".{path.name}")
         temporary.write_text(json.dumps(skipped, indent=2) + "\n", encoding="utf-8")
         temporary.replace(path)
-        print(f"{len(skipped)} unreadable samples were skipped and others taken instead; see {path}")
+        print(f"{len(skipped)} unreadable samples were skipped; see {path}")
 
 
 class StepBar(TQDMProgressBar):

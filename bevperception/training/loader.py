@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from bevperception.config import ExperimentConfig
-from bevperception.data.loading import Failure, Loaded, SampleSource, build_loader
+from bevperception.data.loading import Failure, Loaded, OnBad, SampleSource, build_loader
 from bevperception.distributed import first_error
 from bevperception.errors import ConfigError
 from bevperception.structures import Batch
@@ -46,8 +46,15 @@ class TrainingData(pl.LightningDataModule):
             self._sampler(trainer),
             self.config.data.workers,
             pin_memory=trainer.strategy.root_device.type == "cuda",
-            replace=self.config.data.bad_samples == "skip",
+            on_bad=self._on_bad(),
         )
+
+    def _on_bad(self) -> OnBad:
+        data = self.config.data
+        if data.bad_samples == "stop":
+            return "leave_out"  # the source raises instead
+        # Another sample in a slot of a stream would break the chain of its memory.
+        return "vacate" if data.stream_length else "replace"
 
     def _sampler(self, trainer: pl.Trainer) -> StepSampler | StreamSampler:
         training, length = self.config.training, self.config.data.stream_length
@@ -71,5 +78,5 @@ class TrainingData(pl.LightningDataModule):
         error = first_error(batch.error if isinstance(batch, Failure) else None, trainer.strategy.root_device)
         if error is not None:
             raise error
-        assert isinstance(batch, Batch), "training needs full batches: bad samples are replaced"
+        assert isinstance(batch, Batch), "training needs a batch in every process"
         return batch

@@ -154,7 +154,7 @@ class TrainingModule(pl.LightningModule):
         self.model = model
         self._images = ImageInput(config.data)
         self.skipped: dict[str, str] = {}
-        self._stream = StreamMemory() if config.data.stream_length else None
+        self._stream = StreamMemory(config.training.batch_size) if config.data.stream_length else None
         self._tokens: list[str] = []
 
     def configure_optimizers(self) -> Any:
@@ -187,10 +187,21 @@ class TrainingModule(pl.LightningModule):
             outputs = self._see(model, batch, batch_idx)
         assert batch.targets is not None
         with torch.autocast(self.device.type, enabled=False):
-            losses = model.losses(in_single_precision(outputs), batch.targets, mean_over_processes)
+            losses = self._losses(in_single_precision(outputs), batch)
         total = torch.stack(list(losses.values())).sum()
         self._report(total.detach(), {name: value.detach() for name, value in losses.items()}, batch)
         return self._reach_all_parameters(total)
+
+    def _losses(self, outputs: ModelOutputs, batch: Batch) -> dict[str, Tensor]:
+        """Losses by name; a stand-in has zeros, and no share in what losses are divided by."""
+        losses: dict[str, Tensor]
+        model: Any = self.model
+        if not batch.is_stand_in:
+            losses = model.losses(outputs, batch.targets, mean_over_processes)
+            return losses
+        # Made all the same: the other processes wait for this one's part in every mean.
+        losses = model.losses(outputs, batch.targets, lambda value: mean_over_processes(0.0 * value))
+        return {name: torch.zeros_like(value) for name, value in losses.items()}
 
     def _see(self, model: Any, batch: Batch, batch_idx: int) -> ModelOutputs:
         """Outputs of the current frames with their history: the queue's, or what the stream remembers."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from itertools import count, pairwise
+from itertools import count, pairwise, zip_longest
 from typing import Any
 
 import torch
@@ -109,9 +109,14 @@ class StreamMemory:
     """What the slots of one process remember between training steps, and the scene each is in.
 
     Slots that play together share a number, their turn; those of another turn have a memory of their own.
+    A slot whose sample cannot be read keeps its memory for the sample after that.
+
+    Args:
+        slots: that play together, a batch's places.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
         self._kept: dict[int, tuple[BEVMemory, list[str]]] = {}
 
     def recall(self, batch: Batch, turn: int = 0) -> BEVMemory | None:
@@ -122,22 +127,39 @@ class StreamMemory:
             turn: of the slots.
 
         Returns:
-            None where no slot remembers anything.
+            None where no slot of the batch remembers anything.
         """
-        if turn not in self._kept:
+        if turn not in self._kept or batch.is_stand_in:
             return None
-        memory, scenes = self._kept[turn]
-        if len(scenes) != len(batch):
-            return None
+        everything, scenes = self._kept[turn]
+        places = self._places(batch)
+        memory = everything if len(places) == self.slots else everything._map(lambda tensor: tensor[places])
         passed_s = batch.frames.timestamps_s - memory.timestamps_s
-        same = [a == b for a, b in zip(scenes, batch.scene_tokens, strict=True)]
+        same = [scenes[place] == scene for place, scene in zip(places, batch.scene_tokens, strict=True)]
         goes_on = torch.tensor(same, device=passed_s.device) & (passed_s > 0) & (passed_s <= MAX_GAP_S)
         kept = memory.keep(goes_on)
         return kept if bool(kept.valid.any()) else None
 
     def remember(self, batch: Batch, memory: BEVMemory, turn: int = 0) -> None:
         """Keep the memory after a batch, without a gradient into it."""
-        self._kept[turn] = (memory.detach(), list(batch.scene_tokens))
+        if batch.is_stand_in:
+            return
+        newest, places = memory.detach(), self._places(batch)
+        scenes = dict(zip(places, batch.scene_tokens, strict=True))
+        if len(places) == self.slots:
+            self._kept[turn] = (newest, list(batch.scene_tokens))
+            return
+        before, scenes_before = self._kept.get(turn, (None, [""] * self.slots))
+        self._kept[turn] = (
+            _put(before, newest, places, self.slots),
+            [scenes.get(slot, scene) for slot, scene in enumerate(scenes_before)],
+        )
+
+    def _places(self, batch: Batch) -> list[int]:
+        """Slots of the batch's samples."""
+        places = list(range(self.slots)) if batch.places is None else batch.places
+        assert len(places) == len(batch), f"{len(batch)} samples for {len(places)} slots"
+        return places
 
     def forget(self) -> None:
         """Start anew."""
@@ -153,16 +175,46 @@ class StreamMemory:
         )
 
     def load_state(self, states: Sequence[list[dict[str, Any]]]) -> None:
-        """Take up what this process remembered; with another number of processes all start anew."""
+        """Take up what this process remembered; with another number of processes or slots all start anew."""
         self.forget()
         if len(states) == world_size():
             self._kept = {
-                kept["turn"]: (_from_plain(kept["memory"]), list(kept["scenes"])) for kept in states[rank()]
+                kept["turn"]: (_from_plain(kept["memory"]), list(kept["scenes"]))
+                for kept in states[rank()]
+                if len(kept["scenes"]) == self.slots
             }
 
     def to(self, device: torch.device) -> None:
         """Move what is remembered."""
         self._kept = {turn: (memory.to(device), scenes) for turn, (memory, scenes) in self._kept.items()}
+
+
+def _put(before: BEVMemory | None, newest: BEVMemory, places: Sequence[int], slots: int) -> BEVMemory:
+    """The memory of all slots, in which those at ``places`` have the newest and the others what they had.
+
+    Args:
+        before: of all slots; None where none remembers anything.
+        newest: a row for each of ``places``.
+        places: slots, each once.
+        slots: how many there are.
+    """
+    if before is None:
+        filler = newest._map(lambda tensor: tensor[[0] * slots])
+        before = filler.keep(torch.zeros_like(filler.valid))
+    index = list(range(slots))
+    for row, place in enumerate(places):
+        index[place] = slots + row
+    joined = []
+    for kept, new in zip_longest(before.frames, newest.frames):
+        # A frame that only one of them has is none to the slots of the other.
+        a = before.frames[0].keep(torch.zeros_like(before.valid)) if kept is None else kept
+        b = newest.frames[0].keep(torch.zeros_like(newest.valid)) if new is None else new
+        rows = [
+            None if old is None else torch.cat((old, getattr(b, name)))[index]
+            for name, old in ((f.name, getattr(a, f.name)) for f in fields(a) if f.name != "older")
+        ]
+        joined.append(BEVMemory(*rows))  # type: ignore[arg-type]
+    return joined[0].with_older(joined[1:])
 
 
 def _plain(memory: BEVMemory) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def test_bad_samples_are_replaced_counted_and_reported(
 def test_only_bad_samples_stop_the_run(tmp_path: Path) -> None:
     config = tiny_config()
     config.data.bad_samples = "skip"
-    with pytest.raises(DataError, match="20 samples in a row cannot be read"):
+    with pytest.raises(DataError, match="20 samples drawn in a row cannot be read"):
         run(tmp_path, config, TinySource(bad=frozenset(range(7))))
 
 

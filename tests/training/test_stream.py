@@ -17,6 +17,7 @@ from bevperception.config import DataConfig
 from bevperception.data.dataset import collate
 from bevperception.errors import ConfigError
 from bevperception.structures import Batch
+from bevperception.training import stream as stream_module
 from bevperception.training.module import TrainingModule
 from bevperception.training.run import train
 from bevperception.training.stream import StreamMemory, StreamSampler
@@ -101,24 +102,71 @@ def batch_of(*indices: int) -> Batch:
     return batch
 
 
-def test_memory_is_that_of_the_frame_before_and_forgotten_elsewhere() -> None:
-    """Slots: goes on; another scene; the clock goes back; more than two seconds."""
-    model, stream = TinyModel(), StreamMemory()
-    first, second = batch_of(3, 39, 7, 10), batch_of(4, 40, 6, 15)
+def at(batch: Batch, *times_s: float) -> Batch:
+    """The batch at other times."""
+    batch.frames.timestamps_s = torch.tensor(times_s, dtype=torch.float64)
+    return batch
+
+
+def test_memory_is_that_of_the_frame_before() -> None:
+    model, stream = TinyModel(), StreamMemory(2)
+    first, second = batch_of(3, 47), batch_of(4, 48)
     assert stream.recall(first) is None
     _, memory = model(first.frames, None)
     stream.remember(first, memory)
     recalled = stream.recall(second)
     assert recalled is not None
-    assert recalled.valid.tolist() == [True, False, False, False]
+    assert recalled.valid.tolist() == [True, True]
     assert torch.equal(recalled.features, memory.features)
     assert not recalled.features.requires_grad
-    assert stream.recall(batch_of(4, 40)) is None, "another number of slots"
     assert stream.recall(second, turn=1) is None, "another turn's slots"
-    stream.remember(batch_of(20, 41, 5, 16), model(batch_of(20, 41, 5, 16).frames, None)[1], turn=1)
+    stream.remember(batch_of(20, 41), model(batch_of(20, 41).frames, None)[1], turn=1)
     assert torch.equal(stream.recall(second).features, memory.features)
     stream.forget()
     assert stream.recall(second) is None
+
+
+@pytest.mark.parametrize(
+    ("index", "time_s", "remembers"),
+    [
+        (4, 2.0, True),
+        (44, 2.0, False),  # another scene, just as late
+        (4, 3.5, True),
+        (4, 3.501, False),  # more than two seconds
+        (4, 1.5, False),  # the same instant
+        (4, 1.0, False),  # the clock goes back
+    ],
+)
+def test_memory_is_forgotten_elsewhere(index: int, time_s: float, remembers: bool) -> None:
+    """Next to a slot that goes on."""
+    stream, before = StreamMemory(2), at(batch_of(3, 60), 1.5, 10.0)
+    stream.remember(before, TinyModel()(before.frames, None)[1])
+    recalled = stream.recall(at(batch_of(index, 61), time_s, 10.5))
+    assert recalled is not None
+    assert recalled.valid.tolist() == [remembers, True]
+
+
+def test_a_checkpoints_memory_goes_to_the_process_that_had_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes' memory, in order of rank; other numbers of processes or slots start anew."""
+    states, firsts = [], (batch_of(3, 47), batch_of(20, 60))
+    for first in firsts:
+        stream = StreamMemory(2)
+        stream.remember(first, TinyModel()(first.frames, None)[1], turn=1)
+        states += stream.state()
+    alone = StreamMemory(2)
+    alone.load_state(states)
+    assert alone.recall(batch_of(4, 48), turn=1) is None
+    monkeypatch.setattr(stream_module, "world_size", lambda: 2)
+    for rank, following in enumerate((batch_of(4, 48), batch_of(21, 61))):
+        monkeypatch.setattr(stream_module, "rank", lambda rank=rank: rank)
+        own, narrow = StreamMemory(2), StreamMemory(1)
+        own.load_state(states)
+        narrow.load_state(states)
+        recalled = own.recall(following, turn=1)
+        assert recalled is not None
+        assert recalled.timestamps_s.tolist() == firsts[rank].frames.timestamps_s.tolist()
+        assert own.recall(following) is None
+        assert narrow.recall(batch_of(4), turn=1) is None
 
 
 @pytest.mark.parametrize("turns", [1, 2])
