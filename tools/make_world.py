@@ -15,16 +15,23 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bevperception.data.world import WorldConfig, make_world
-from bevperception.data.world.settings import MINI_VERSION, WORLD_VERSION, parse_size
+from bevperception.data.world.settings import (
+    MINI_VERSION,
+    TRAIN_SPLIT,
+    VAL_SPLIT,
+    WORLD_VERSION,
+    parse_size,
+)
 from bevperception.errors import run_program
 
-EXAMPLES = """examples:
+EXAMPLES = f"""examples:
   a world to train on:                 tools/make_world.py --scenes 120 --seed 7 --size 400x225 out/world
   a small one, made in seconds:        tools/make_world.py --scenes 2 --frames 4 --size 400x225 out/small
   as nuScenes' ten mini scenes:        tools/make_world.py --scenes 10 --version v1.0-mini out/mini
-  what it looks like:                  tools/visualize.py --data.root out/small --data.version v1.0-world \\
-                                         --split val --sample 0
-Use it by data.root, data.version v1.0-world, data.train_split train and data.val_split val.
+  what it looks like:                  tools/visualize.py --data.root out/small \\
+                                         --data.version {WORLD_VERSION} --split {VAL_SPLIT} --sample 0
+Use it by data.root, data.version {WORLD_VERSION}, data.train_split {TRAIN_SPLIT} and
+data.val_split {VAL_SPLIT}; {MINI_VERSION} has the splits mini_train and mini_val.
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from nuscenes.utils.splits import create_splits_scenes
@@ -47,54 +48,103 @@ def custom_splits(version_folder: Path) -> dict[str, list[str]]:
     return content
 
 
+def usable_splits(version_folder: Path, scenes_present: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """The splits that name a scene of the tables and that the devkit evaluates on their version.
+
+    Args:
+        version_folder: folder of the tables.
+        scenes_present: scene names in the tables.
+
+    Returns:
+        split name to (scenes of it in the tables, scenes of it in all).
+
+    Raises:
+        DataError: if ``splits.json`` is damaged.
+    """
+    present = set(scenes_present)
+    predefined = create_splits_scenes()
+    found: dict[str, tuple[int, int]] = {}
+    for name, scenes in {**custom_splits(version_folder), **predefined}.items():
+        if name in predefined and not version_folder.name.endswith(_VERSION_SUFFIX[name]):
+            continue
+        here = len(present.intersection(scenes))
+        if here:
+            found[name] = (here, len(set(scenes)))
+    return found
+
+
+def describe_splits(version_folder: Path, scenes_present: Sequence[str]) -> str:
+    """One line for a message: the splits of :func:`usable_splits`, or how to make one.
+
+    Args:
+        version_folder: folder of the tables.
+        scenes_present: scene names in the tables.
+    """
+    found = usable_splits(version_folder, scenes_present)
+    if found:
+        return "splits here: " + ", ".join(
+            f"{name} ({here} of {all_})" for name, (here, all_) in found.items()
+        )
+    example = scenes_present[0] if scenes_present else "scene-0001"
+    return f'no split has a scene here; write {version_folder / "splits.json"}: {{"my_split": ["{example}"]}}'
+
+
 def scenes_of_split(split: str, version_folder: Path, scenes_present: list[str]) -> list[str]:
     """Names of a split's scenes that are in the tables, in the tables' order.
 
     Args:
-        split: predefined split (train, val, test, mini_train, mini_val, ...) or one of ``splits.json``;
-            a predefined name wins, as in the devkit.
+        split: predefined split (train, val, test, mini_train, mini_val, ...) or one of ``splits.json``.
         version_folder: folder of the tables.
         scenes_present: scene names in the tables.
 
     Raises:
-        ConfigError: if no such split exists.
+        ConfigError: if no such split exists, or ``splits.json`` gives a predefined name to other scenes.
         DataError: if none of its scenes is in the tables.
     """
     predefined = create_splits_scenes()
     custom = custom_splits(version_folder)
-    if split in predefined:
-        names = set(predefined[split])
-    elif split in custom:
-        names = set(custom[split])
-    else:
-        own = ", ".join(custom) if custom else f"none, as {version_folder / 'splits.json'} does not exist"
-        raise ConfigError(
-            f"unknown split {split!r}\npredefined splits: {', '.join(predefined)}\n"
-            f"splits of the data set: {own}"
-        )
+    if split not in predefined and split not in custom:
+        raise ConfigError(f"unknown split {split!r}\n{describe_splits(version_folder, scenes_present)}")
+    names = set(predefined[split] if split in predefined else custom[split])
+    if split in predefined and split in custom:
+        _refuse_other_meaning(split, custom[split], names, version_folder, scenes_present)
     found = [name for name in scenes_present if name in names]
     if not found:
         shown = ", ".join(scenes_present[:8]) + (" ..." if len(scenes_present) > 8 else "")
         raise DataError(
-            f"split {split!r} has no scene in {version_folder}\nscenes there: {shown or 'none'}\n"
-            f"choose another split or version"
+            f"split {split!r} has no scene in {version_folder}; scenes there: {shown or 'none'}\n"
+            f"{describe_splits(version_folder, scenes_present)}"
         )
     return found
 
 
-def check_evaluable(split: str, version: str) -> None:
+def _refuse_other_meaning(
+    split: str, own: Sequence[str], names: set[str], version_folder: Path, scenes_present: Sequence[str]
+) -> None:
+    """Raise if ``splits.json`` gives a predefined name to other scenes than the devkit's."""
+    present = set(scenes_present)
+    if present.intersection(own) != present.intersection(names):
+        raise ConfigError(
+            f"split {split!r} of {version_folder / 'splits.json'} names other scenes than nuScenes' own "
+            f"{split!r}, which the devkit takes instead; give it another name there\n"
+            f"{describe_splits(version_folder, scenes_present)}"
+        )
+
+
+def check_evaluable(split: str, version_folder: Path, scenes_present: Sequence[str]) -> None:
     """Refuse a predefined split that the devkit does not evaluate on a version.
 
     Args:
         split: name of the split.
-        version: for example v1.0-trainval.
+        version_folder: folder of the tables, for example data/nuscenes/v1.0-trainval.
+        scenes_present: scene names in the tables.
 
     Raises:
         ConfigError: saying which version the split belongs to.
     """
     suffix = _VERSION_SUFFIX.get(split)
-    if suffix is not None and not version.endswith(suffix):
+    if suffix is not None and not version_folder.name.endswith(suffix):
         raise ConfigError(
             f"split {split!r} is evaluated on a version that ends in {suffix!r}, but data.version is "
-            f"{version!r}\nchoose the split of that version, or name own splits in splits.json"
+            f"{version_folder.name!r}\n{describe_splits(version_folder, scenes_present)}"
         )

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from nuscenes.eval.detection.utils import category_to_detection_name
-from nuscenes.utils.splits import create_splits_scenes
 
 from bevperception.data.images import read_image
 from bevperception.data.nuscenes import REFERENCE_SENSOR, is_valid_intrinsics, load_tables
-from bevperception.data.splits import check_evaluable, custom_splits
-from bevperception.errors import ConfigError, DataError
+from bevperception.data.splits import describe_splits, usable_splits
+from bevperception.errors import DataError
 from bevperception.geometry import rotation_from_quaternion
 from bevperception.taxonomy import DETECTION_CLASSES
 
@@ -282,24 +281,16 @@ def _check_annotations(nusc: NuScenes) -> Finding:
 
 
 def _check_splits(nusc: NuScenes, root: Path) -> Finding:
-    present = {scene["name"] for scene in nusc.scene}
+    names = [scene["name"] for scene in nusc.scene]
+    folder = root / nusc.version
     try:
-        own = custom_splits(root / nusc.version)
+        usable = usable_splits(folder, names)
+        text = describe_splits(folder, names)
     except DataError as error:
-        return Finding("lost", "splits", f"{error}\nits splits cannot be chosen")
-    usable: list[str] = []
-    for name, scenes in {**own, **create_splits_scenes()}.items():
-        here = len(present.intersection(scenes))
-        try:
-            check_evaluable(name, nusc.version)
-        except ConfigError:
-            continue
-        if here:
-            usable.append(f"{name} ({here} of {len(scenes)} scenes)")
+        return Finding("FAIL", "splits", f"{error}\nmend or remove it: no split can be chosen until then")
     if not usable:
-        hint = f'write {nusc.version}/splits.json: {{"my_split": ["{sorted(present)[0]}", ...]}}'
-        return Finding("lost", "splits", f"no split names a scene that is here: nothing to train on\n{hint}")
-    return Finding("ok", "splits", ", ".join(usable))
+        return Finding("lost", "splits", f"nothing to train on or to evaluate\n{text}")
+    return Finding("ok", "splits", text.partition(": ")[2])
 
 
 def _check_maps(nusc: NuScenes, root: Path) -> Finding:

@@ -140,7 +140,8 @@ def evaluate_detection(
         ConfigError: if the split does not exist or belongs to another version.
         DataError: if results of some samples are missing.
     """
-    check_evaluable(split, reader.nusc.version)
+    names = [scene["name"] for scene in reader.nusc.scene]
+    check_evaluable(split, reader.root / reader.nusc.version, names)
     tokens = [token for scene in reader.scenes(split) for token in scene.sample_tokens]
     missing = [token for token in tokens if token not in results]
     if missing:

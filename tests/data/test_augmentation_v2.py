@@ -13,6 +13,7 @@ from bevperception.data.dataset import NuScenesDataset, attribute_indices
 from bevperception.data.grid_mask import grid_mask, random_grid_mask
 from bevperception.data.image_input import ImageInput
 from bevperception.data.nuscenes import NuScenesReader
+from bevperception.data.published_v2 import plan_v2
 from bevperception.data.transforms import ImageDraw
 from bevperception.taxonomy import DETECTION_CLASSES
 from tests.fixtures.tiny_nuscenes import TRAIN_SPLIT, VERSION
@@ -114,6 +115,24 @@ def test_pixels_and_matrix_of_the_v2_transform_move_together(resize: float, flip
             continue
         assert abs(float((weight.sum(0) * columns).sum() / weight.sum()) - x) < 0.6
         assert abs(float((weight.sum(1) * rows).sum() / weight.sum()) - y) < 0.6
+
+
+@pytest.mark.parametrize("source", [(320, 180), (161, 97)])
+@pytest.mark.parametrize("target", [(160, 64), (97, 31)])
+def test_the_v2_crop_stays_inside_the_image(source: tuple[int, int], target: tuple[int, int]) -> None:
+    """At its extremes the crop touches the image's borders; never does it reach beyond the surplus."""
+    for resize in (0.7, 0.94, 1.0, 1.11, 1.5):
+        for left in (0.0, 0.3, 0.5, 1.0):
+            for top in (0.0, 0.4, 1.0):
+                fit = plan_v2(source, target, ImageDraw(resize=resize, crop_left=left, crop_top=top))
+                surplus_x = max(0, fit.resized[0] - target[0])
+                surplus_y = max(0, fit.resized[1] - target[1])
+                assert 0 <= fit.left <= surplus_x
+                assert 0 <= fit.top <= surplus_y
+                if left in (0.0, 1.0):
+                    assert fit.left == left * surplus_x
+                if top in (0.0, 1.0):
+                    assert fit.top == top * surplus_y
 
 
 def test_plain_v2_transform_cuts_the_top_and_pads_nothing() -> None:

@@ -17,7 +17,7 @@ from pyquaternion import Quaternion
 
 from bevperception.config import DataConfig
 from bevperception.data.nuscenes import NuScenesReader, projection_matrix
-from bevperception.errors import ConfigError, DataError, SampleError
+from bevperception.errors import DataError, SampleError
 from bevperception.geometry import project_points, yaw_of
 from bevperception.taxonomy import DETECTION_CLASSES
 from tests.fixtures.tiny_nuscenes import (
@@ -205,31 +205,6 @@ def test_damaged_tables(tmp_path: Path) -> None:
         open_reader(tmp_path)
 
 
-def test_unknown_split_lists_what_there_is(tiny_nuscenes: Path) -> None:
-    reader = open_reader(tiny_nuscenes)
-    with pytest.raises(
-        ConfigError, match=rf"unknown split 'dev'\npredefined .*\n.*: {TRAIN_SPLIT}, {VAL_SPLIT}"
-    ):
-        reader.scenes("dev")
-    with pytest.raises(DataError, match=r"split 'val' has no scene in .*\nscenes there: scene-9001"):
-        reader.scenes("val")
-
-
-@pytest.mark.parametrize("content", ['{"tiny_val": "scene-9003"}', "[1]", "{", '{"tiny_val": [3]}'])
-def test_damaged_splits_file(tmp_path: Path, content: str) -> None:
-    write_tiny_nuscenes(tmp_path)
-    (tmp_path / VERSION / "splits.json").write_text(content)
-    with pytest.raises(DataError, match=r"splits\.json"):
-        open_reader(tmp_path).scenes(VAL_SPLIT)
-
-
-def test_no_splits_file(tmp_path: Path) -> None:
-    write_tiny_nuscenes(tmp_path)
-    (tmp_path / VERSION / "splits.json").unlink()
-    with pytest.raises(ConfigError, match=r"none, as .*splits\.json does not exist"):
-        open_reader(tmp_path).scenes(VAL_SPLIT)
-
-
 @pytest.mark.parametrize(
     "intrinsics",
     [
@@ -275,3 +250,49 @@ def test_broken_chain_of_samples(tmp_path: Path) -> None:
     edit(tmp_path, "sample", lambda r: r[1].update(next="sample-0000"))
     with pytest.raises(DataError, match="circle"):
         open_reader(tmp_path).scenes(TRAIN_SPLIT)
+
+
+def test_radar_points_count_as_points(tmp_path: Path) -> None:
+    def measure(records: list[dict[str, Any]]) -> None:
+        first = [r for r in records if r["sample_token"] == "sample-0000"]
+        for lidar, radar, record in zip((0, 1, 0, 2), (1, 0, 0, 3), first, strict=False):
+            record.update(num_lidar_pts=lidar, num_radar_pts=radar)
+
+    edit(write_tiny_nuscenes(tmp_path), "sample_annotation", measure)
+    reader = open_reader(tmp_path)
+    annotations = reader.annotations(reader.sample("sample-0000"))
+    assert annotations.points[:3] == [1, 1, 5], "the box without any point is no ground truth"
+
+
+def test_every_scene_has_the_mountings_of_its_own_car(tmp_path: Path) -> None:
+    """A second car carries the camera elsewhere, with another lens; every scene names its own records."""
+    root = write_tiny_nuscenes(tmp_path)
+    moved = {"translation": [3.5, -1.25, 2.0], "camera_intrinsic": [[70.0, 0, 81], [0, 60.0, 44], [0, 0, 1]]}
+    scenes = json.loads((root / VERSION / "scene.json").read_text())
+    samples = json.loads((root / VERSION / "sample.json").read_text())
+    of_last = {s["token"] for s in samples if s["scene_token"] == scenes[-1]["token"]}
+
+    def add(records: list[dict[str, Any]]) -> None:
+        records.append({**records[1], "token": "other-car", **moved})
+
+    def use(records: list[dict[str, Any]]) -> None:
+        for record in records:
+            if record["sample_token"] in of_last and "/CAM_FRONT/" in record["filename"]:
+                record["calibrated_sensor_token"] = "other-car"
+
+    edit(root, "calibrated_sensor", add)
+    edit(root, "sample_data", use)
+    reader = open_reader(root)
+    first, last = (
+        reader.sample(reader.scene(name).sample_tokens[0]) for name in ("scene-9001", "scene-9003")
+    )
+    for sample, place, focal in ((first, [1.6, 0.0, 1.55], None), (last, moved["translation"], 70.0)):
+        camera = next(c for c in sample.cameras if c.channel == "CAM_FRONT")
+        record = reader.nusc.get("sample_data", reader.nusc.get("sample", sample.token)["data"]["CAM_FRONT"])
+        pose = reader.nusc.get("ego_pose", record["ego_pose_token"])
+        ego_to_global = np.eye(4)
+        ego_to_global[:3, :3] = Quaternion(pose["rotation"]).rotation_matrix
+        ego_to_global[:3, 3] = pose["translation"]
+        mounted = np.linalg.inv(ego_to_global) @ camera.camera_to_global.numpy()
+        np.testing.assert_allclose(mounted[:3, 3], place, atol=1e-9)
+        assert (float(camera.intrinsics[0, 0]) == 70.0) == (focal is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import cv2
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bevperception.config import AugmentationConfig, DataConfig
-from bevperception.data.image_input import ImageInput
+from bevperception.data.image_input import ImageInput, published_image
 from bevperception.data.transforms import AugmentationDraw, BEVDraw, Colour, ImageDraw, ImageFit
 from bevperception.errors import ConfigError
 from bevperception.geometry import box_corners, project_points, transform_boxes, transform_points
@@ -137,6 +138,23 @@ def test_published_transform_equals_the_fast_one_where_both_are_exact() -> None:
     torch.testing.assert_close(outs[0], outs[1], rtol=1e-5, atol=1e-5)
 
 
+def test_published_transform_rounds_sizes_down_but_scales_by_the_nominal_factor() -> None:
+    """101 x 67 pixels by 0.3 are 30.3 x 20.1: they fill 30 x 20, the matrix holds 0.3, the rest is padding."""
+    image = np.full((67, 101, 3), 200, dtype=np.uint8)
+    padded, matrix = published_image(image, np.full(3, 150.0), np.full(3, 2.0), True, 0.3)
+    assert padded.shape == (32, 32, 3)
+    assert matrix.tolist() == [[0.3, 0, 0, 0], [0, 0.3, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    inside = np.zeros((32, 32), dtype=bool)
+    inside[:20, :30] = True
+    assert (padded[inside] == 25.0).all()
+    assert (padded[~inside] == 0.0).all()
+    # 0.7 of 41 x 94 is 28.7 x 65.8: pixels fill 28 x 65, the rest of 32 x 96 is padding.
+    padded, _ = published_image(image[:41, :94], np.zeros(3), np.ones(3), False, 0.7)
+    assert padded.shape == (32, 96, 3)
+    assert (padded[:28, :65] > 0).all()
+    assert padded[28:].sum() == padded[:, 65:].sum() == 0
+
+
 def test_published_transform_says_what_size_it_makes() -> None:
     image_input = ImageInput(DataConfig(image_size=(450, 800), image_transform="published"))
     with pytest.raises(ConfigError, match=r"480x800 .*\nset data.image_size to \[480, 800\]"):
@@ -213,6 +231,10 @@ def test_draws_stay_in_their_ranges_and_are_reproducible() -> None:
     assert 0.9 * limit < max(abs(b.rotation_rad) for b in bevs) <= limit
     for flips in ([i.flip for i in images], [b.flip_x for b in bevs], [b.flip_y for b in bevs]):
         assert 100 < sum(flips) < 200
+    # Independent draws: each of the eight combinations comes in an eighth of the samples, 37 of 300.
+    counts = Counter((i.flip, b.flip_x, b.flip_y) for i, b in zip(images, bevs, strict=True))
+    assert len(counts) == 8
+    assert min(counts.values()) > 18
     assert all(len(d.colours) == 6 for d in draws)
     values = [c.saturation for d in draws for c in d.colours]
     assert 0.7 <= min(values) < 0.72

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from bevperception.errors import ConfigError
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Raised when the same settings begin to give other files."""
 
 WORLD_VERSION: Final = "v1.0-world"
@@ -41,7 +41,7 @@ class WorldConfig:
         image_size: (height, width) of the images: 9 k and 16 k pixels with k from 8 to 100.
         sweeps: also write the camera images between key frames, 12 a second in all.
         version: v1.0-world, or v1.0-mini with the scene names of nuScenes' ten mini scenes.
-        val_share: share of the scenes, the last ones, that make up the split val; from 0 to below 1.
+        val_share: share of the scenes, the last ones, that make up the split world_val; from 0 to below 1.
         jpeg_quality: 1 to 100.
 
     Raises:
@@ -92,13 +92,13 @@ class WorldConfig:
     def splits(self) -> dict[str, list[str]]:
         """The content of ``splits.json``: scene names by split.
 
-        The devkit keeps the names train and val for the scenes of nuScenes itself, so that each split also
-        goes by a name of its own: :data:`TRAIN_SPLIT` and :data:`VAL_SPLIT`, or mini_train and mini_val.
+        The devkit keeps the names train and val for the scenes of nuScenes itself, so they are called
+        :data:`TRAIN_SPLIT` and :data:`VAL_SPLIT`, or mini_train and mini_val, whose scenes they are part of.
         """
         names, val = list(self.scene_names), self._val_scenes
         train, held_out = names[: len(names) - val], names[len(names) - val :]
         own = ("mini_train", "mini_val") if self.version == MINI_VERSION else (TRAIN_SPLIT, VAL_SPLIT)
-        return {own[0]: train, own[1]: held_out, "train": train, "val": held_out}
+        return {own[0]: train, own[1]: held_out}
 
     @property
     def _val_scenes(self) -> int:
