@@ -7,11 +7,15 @@ Unknown keys are refused. Field documentation here is what ``--help`` prints.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from bevperception.config_model import ModelConfig
 from bevperception.errors import ConfigError
+from bevperception.ranges import Distinct, Increasing, Name, NotEmpty, Range, Share, check_settings
 from bevperception.taxonomy import CAMERA_NAMES
+
+MOST_STEPS = 1_000_000_000
+Scales = Annotated[tuple[float, float], Range(0.1, 10.0), Increasing(equal=True)]
 
 
 @dataclass
@@ -52,36 +56,31 @@ class DataConfig:
         divider_width_m: width that road and lane dividers are drawn with in the BEV segmentation.
     """
 
-    root: str = "data/nuscenes"
-    version: str = "v1.0-trainval"
-    train_split: str = "train"
-    val_split: str = "val"
-    cameras: tuple[str, ...] = CAMERA_NAMES
-    image_size: tuple[int, int] = (448, 800)
+    root: Name = "data/nuscenes"
+    version: Name = "v1.0-trainval"
+    train_split: Name = "train"
+    val_split: Name = "val"
+    cameras: Annotated[tuple[Name, ...], NotEmpty, Distinct()] = CAMERA_NAMES
+    image_size: Annotated[tuple[int, int], Range(1, 16384)] = (448, 800)
     bev_frame: Literal["ego", "lidar"] = "ego"
-    history: int = 0
-    future: int = 0
-    history_stride: int = 1
+    history: Annotated[int, Range(0, 1000)] = 0
+    future: Annotated[int, Range(0, 1000)] = 0
+    history_stride: Annotated[int, Range(1, 1000)] = 1
     history_sampling: Literal["consecutive", "drop_one"] = "consecutive"
-    stream_length: int = 0
-    stream_turns: int = 1
-    workers: int = 2
+    stream_length: Annotated[int, Range(0, 1_000_000)] = 0
+    stream_turns: Annotated[int, Range(1, 10_000)] = 1
+    workers: Annotated[int, Range(0, 1024)] = 2
     bad_samples: Literal["stop", "skip"] = "stop"
-    image_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    image_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    image_mean: Annotated[tuple[float, float, float], Range(0.0, 255.0)] = (123.675, 116.28, 103.53)
+    image_std: Annotated[tuple[float, float, float], Range(0.001, 1000.0)] = (58.395, 57.12, 57.375)
     channel_order: Literal["rgb", "bgr"] = "rgb"
     image_transform: Literal["fast", "published", "published_v2"] = "fast"
-    min_points: int = 1
+    min_points: Annotated[int, Range(0, 1_000_000)] = 1
     can_bus: Literal["exact", "published"] = "exact"
-    divider_width_m: float = 1.0
+    divider_width_m: Annotated[float, Range(0.001, 100.0)] = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("history_stride", "stream_turns"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("history", "future", "stream_length"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"data.{name} must not be negative, got {getattr(self, name)}")
+        check_settings(self, "data")
         if self.stream_length and (self.history or self.future):
             raise ConfigError(
                 f"data.stream_length={self.stream_length} trains on streams, whose history is the memory of "
@@ -108,16 +107,19 @@ class AugmentationConfig:
         bev_flip_y: probability of mirroring the BEV frame's y axis.
     """
 
-    resize: tuple[float, float] = (1.0, 1.0)
-    crop: float = 0.0
-    image_flip: float = 0.0
-    grid_mask: float = 0.0
-    camera_dropout: float = 0.0
-    colour: float = 0.0
-    bev_rotation_deg: float = 0.0
-    bev_scale: tuple[float, float] = (1.0, 1.0)
-    bev_flip_x: float = 0.0
-    bev_flip_y: float = 0.0
+    resize: Scales = (1.0, 1.0)
+    crop: Share = 0.0
+    image_flip: Share = 0.0
+    grid_mask: Share = 0.0
+    camera_dropout: Share = 0.0
+    colour: Share = 0.0
+    bev_rotation_deg: Annotated[float, Range(0.0, 180.0)] = 0.0
+    bev_scale: Scales = (1.0, 1.0)
+    bev_flip_x: Share = 0.0
+    bev_flip_y: Share = 0.0
+
+    def __post_init__(self) -> None:
+        check_settings(self, "augmentation")
 
 
 @dataclass
@@ -156,58 +158,36 @@ class TrainingConfig:
         tensorboard: write TensorBoard logs beside the CSV ones, if tensorboard is installed.
     """
 
-    steps: int = 1000
-    batch_size: int = 1
-    accumulate: int = 1
-    learning_rate: float = 4e-4
-    backbone_rate_factor: float = 1.0
-    weight_decay: float = 0.01
-    warmup_steps: int = 50
-    final_rate_factor: float = 0.01
-    gradient_clip: float = 35.0
+    steps: Annotated[int, Range(1, MOST_STEPS)] = 1000
+    batch_size: Annotated[int, Range(1, 65_536)] = 1
+    accumulate: Annotated[int, Range(1, 65_536)] = 1
+    learning_rate: Annotated[float, Range(above=0.0, most=10.0)] = 4e-4
+    backbone_rate_factor: Annotated[float, Range(0.0, 1000.0)] = 1.0
+    weight_decay: Annotated[float, Range(0.0, 10.0)] = 0.01
+    warmup_steps: Annotated[int, Range(0, MOST_STEPS)] = 50
+    final_rate_factor: Share = 0.01
+    gradient_clip: Annotated[float, Range(0.0, 1e9)] = 35.0
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    ema_decay: float = 0.0
-    seed: int = 0
-    devices: int = 1
-    nodes: int = 1
-    strategy: str = "auto"
-    accelerator: str = "auto"
-    perspective_steps: int = 0
+    ema_decay: Annotated[float, Range(0.0, below=1.0)] = 0.0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    devices: Annotated[int, Range(1, 1024)] = 1
+    nodes: Annotated[int, Range(1, 65_536)] = 1
+    strategy: Name = "auto"
+    accelerator: Name = "auto"
+    perspective_steps: Annotated[int, Range(0, MOST_STEPS)] = 0
     initial_weights: str | None = None
-    initial_parts: tuple[str, ...] = ()
-    frozen_parts: tuple[str, ...] = ()
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 3
-    validate_every: int = 0
-    log_every: int = 10
+    initial_parts: Annotated[tuple[Name, ...], Distinct()] = ()
+    frozen_parts: Annotated[tuple[Name, ...], Distinct()] = ()
+    checkpoint_every: Annotated[int, Range(1, MOST_STEPS)] = 500
+    keep_checkpoints: Annotated[int, Range(0, 1_000_000)] = 3
+    validate_every: Annotated[int, Range(0, MOST_STEPS)] = 0
+    log_every: Annotated[int, Range(1, MOST_STEPS)] = 10
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "accumulate",
-            "devices",
-            "nodes",
-            "checkpoint_every",
-            "log_every",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training.{name} must be at least 1, got {getattr(self, name)}")
-        for name in (
-            "perspective_steps",
-            "warmup_steps",
-            "validate_every",
-            "keep_checkpoints",
-            "seed",
-            "gradient_clip",
-        ):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"training.{name} must not be negative, got {getattr(self, name)}")
+        check_settings(self, "training")
         if self.initial_parts and not self.initial_weights:
             raise ConfigError("training.initial_parts needs training.initial_weights")
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ConfigError(f"training.ema_decay must lie in [0, 1), got {self.ema_decay}")
 
 
 @dataclass

@@ -13,6 +13,7 @@ import argparse
 import difflib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from bevperception.config import ExperimentConfig
 from bevperception.errors import ConfigError
+from bevperception.ranges import rules_text
 
 BASE_KEY = "base"
 COMMAND_LINE = "command line"
@@ -153,6 +155,7 @@ class ConfigParser(ArgumentParser):
             "--config", metavar="FILE", help="YAML file; 'base:' in it names files it builds on"
         )
         self.add_class_arguments(ExperimentConfig, None)
+        _tell_rules(self)
 
     def parse_experiment(
         self,
@@ -192,7 +195,7 @@ class ConfigParser(ArgumentParser):
         self.set_defaults(dict(flatten(_only_sections(base_values.as_dict()))))
         self._origin = ConfigSource(name=COMMAND_LINE)
         options = self.parse_args(argv)
-        self._origin = ConfigSource(name=f"{source.name} with the command line")
+        self._origin = _with_command_line(source, sys.argv[1:] if argv is None else argv)
         return self.instantiate_config(options), options
 
     def parse_values(self, source: ConfigSource) -> Namespace:
@@ -211,7 +214,8 @@ class ConfigParser(ArgumentParser):
         try:
             groups = self.instantiate(values)
         except ConfigError as error:
-            raise ConfigError(f"{self._origin.name}: {error}") from None
+            where = self._origin.origin.get(error.key or "", self._origin.name)
+            raise ConfigError(f"{where}: {error}", error.key) from None
         return ExperimentConfig(**{f.name: groups[f.name] for f in fields(ExperimentConfig)})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -312,6 +316,24 @@ def _merge(source: ConfigSource, values: Mapping[str, Any], origin: str) -> None
     lay(values, source.values, "")
 
 
+def _with_command_line(source: ConfigSource, argv: Sequence[str]) -> ConfigSource:
+    """Where values come from when options are laid over a file's."""
+    name = f"{source.name} with the command line"
+    given = {argument.removeprefix("--").split("=")[0] for argument in argv if argument.startswith("--")}
+    sections = tuple(f"{option}." for option in given if option in _SECTIONS)
+    origin = {key: where for key, where in source.origin.items() if not key.startswith(sections)}
+    return ConfigSource(origin=origin | dict.fromkeys(given & _KEYS, COMMAND_LINE), name=name)
+
+
+def _tell_rules(parser: ArgumentParser) -> None:
+    """Add to every option's help what its value must be."""
+    for action in parser._actions:
+        owner, name = _KEY_OWNERS.get(action.dest, (None, ""))
+        rules = "" if owner is None else rules_text(owner, name)
+        if rules:
+            action.help = f"{action.help} [{rules}]"
+
+
 def _nest(dotted: str, value: object) -> dict[str, Any]:
     for part in reversed(dotted.split(".")):
         value = {part: value}
@@ -358,8 +380,9 @@ def _only_sections(values: Mapping[str, Any]) -> dict[str, Any]:
     return {f.name: values[f.name] for f in fields(ExperimentConfig)}
 
 
-def _field_names() -> tuple[frozenset[str], frozenset[str]]:
-    keys: set[str] = set()
+def _field_names() -> tuple[dict[str, tuple[type, str]], frozenset[str]]:
+    """Dataclass and field of every dotted key, and the dotted sections."""
+    keys: dict[str, tuple[type, str]] = {}
     sections: set[str] = set()
 
     def walk(instance: object, prefix: str) -> None:
@@ -369,10 +392,11 @@ def _field_names() -> tuple[frozenset[str], frozenset[str]]:
                 sections.add(name)
                 walk(value, f"{name}.")
             else:
-                keys.add(name)
+                keys[name] = (type(instance), f.name)
 
     walk(ExperimentConfig(), "")
-    return frozenset(keys), frozenset(sections)
+    return keys, frozenset(sections)
 
 
-_KEYS, _SECTIONS = _field_names()
+_KEY_OWNERS, _SECTIONS = _field_names()
+_KEYS = frozenset(_KEY_OWNERS)

@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from bevperception.errors import ConfigError
 from bevperception.geometry import BEVGrid
+from bevperception.ranges import (
+    Distinct,
+    Increasing,
+    Length,
+    Name,
+    NotEmpty,
+    Range,
+    Share,
+    check_settings,
+)
 from bevperception.taxonomy import DETECTION_CLASSES, SEGMENTATION_CLASSES
+
+# Upper limits are far beyond anything sensible. They keep a damaged file from asking for all the memory.
+MOST_CELLS = 4096
+SMALLEST_CELL_M = 0.001
+BOX_CODE = 10
+Width = Annotated[int, Range(1, 65_536)]
+Depth = Annotated[int, Range(1, 100)]
+Count = Annotated[int, Range(1, 1024)]
+Boxes = Annotated[int, Range(1, 100_000)]
+Levels = Annotated[int, Range(1, 10)]
+Cells = Annotated[int, Range(1, MOST_CELLS)]
+Extent = Annotated[tuple[float, float], Range(-10000.0, 10000.0), Increasing()]
+Reach = Annotated[float, Range(0.0, 1000.0)]
+Weight = Annotated[float, Range(0.0, 1e6)]
 
 
 @dataclass
@@ -26,13 +50,16 @@ class BackboneConfig:
         weights: safetensors or .pth file with backbone weights to start from.
     """
 
-    variant: str = "internimage_micro"
-    out_indices: tuple[int, ...] = (1, 2, 3)
-    drop_path_rate: float | None = None
+    variant: Name = "internimage_micro"
+    out_indices: Annotated[tuple[int, ...], NotEmpty, Range(0, 3), Increasing()] = (1, 2, 3)
+    drop_path_rate: Annotated[float, Range(0.0, below=1.0)] | None = None
     checkpointing: bool = False
-    frozen_stages: int = -1
+    frozen_stages: Annotated[int, Range(-1, 4)] = -1
     train_norm: bool = False
     weights: str | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, "model.backbone")
 
 
 @dataclass
@@ -44,7 +71,10 @@ class NeckConfig:
             made by stride-2 convolutions.
     """
 
-    levels: int = 3
+    levels: Levels = 3
+
+    def __post_init__(self) -> None:
+        check_settings(self, "model.neck")
 
 
 @dataclass
@@ -85,28 +115,40 @@ class BEVConfig:
             models keep 4 rows even where one level is used).
     """
 
-    channels: int = 128
-    rows: int = 100
-    columns: int = 100
-    x_range_m: tuple[float, float] = (-51.2, 51.2)
-    y_range_m: tuple[float, float] = (-51.2, 51.2)
-    z_range_m: tuple[float, float] = (-5.0, 3.0)
-    layers: int = 2
-    heads: int = 4
-    pillar_points: int = 4
-    spatial_points: int = 8
-    temporal_heads: int | None = None
-    temporal_points: int = 4
-    first_reach_cells: float | None = None
-    first_temporal_reach_cells: float | None = None
-    feedforward_channels: int = 256
-    dropout: float = 0.0
+    channels: Width = 128
+    rows: Cells = 100
+    columns: Cells = 100
+    x_range_m: Extent = (-51.2, 51.2)
+    y_range_m: Extent = (-51.2, 51.2)
+    z_range_m: Extent = (-5.0, 3.0)
+    layers: Depth = 2
+    heads: Count = 4
+    pillar_points: Count = 4
+    spatial_points: Count = 8
+    temporal_heads: Count | None = None
+    temporal_points: Count = 4
+    first_reach_cells: Reach | None = None
+    first_temporal_reach_cells: Reach | None = None
+    feedforward_channels: Width = 256
+    dropout: Annotated[float, Range(0.0, below=1.0)] = 0.0
     alignment: Literal["warp", "published"] = "warp"
-    rotate_center: tuple[float, float] = (100.0, 100.0)
+    rotate_center: Annotated[tuple[float, float], Range(-10000.0, 10000.0)] = (100.0, 100.0)
     can_bus: bool = False
-    camera_embedding: int = 0
-    feature_levels: int | None = None
-    feature_levels_embedding: int | None = None
+    camera_embedding: Annotated[int, Range(0, 1024)] = 0
+    feature_levels: Levels | None = None
+    feature_levels_embedding: Levels | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, "model.bev")
+        for name, (low, high), cells in (
+            ("x_range_m", self.x_range_m, self.columns),
+            ("y_range_m", self.y_range_m, self.rows),
+        ):
+            if (high - low) / cells < SMALLEST_CELL_M:
+                raise ConfigError(
+                    f"model.bev.{name} ({low:g}, {high:g}) over {cells} cells makes cells of less than "
+                    f"{SMALLEST_CELL_M} m"
+                )
 
     @property
     def grid(self) -> BEVGrid:
@@ -140,11 +182,11 @@ class TemporalConfig:
     """
 
     mode: Literal["recurrent", "fusion"] = "recurrent"
-    past: int = 1
-    future: int = 0
-    interval_s: float = 0.0
-    inner_channels: int | None = None
-    blocks: int = 2
+    past: Annotated[int, Range(0, 1000)] = 1
+    future: Annotated[int, Range(0, 1000)] = 0
+    interval_s: Annotated[float, Range(0.0, 3600.0)] = 0.0
+    inner_channels: Width | None = None
+    blocks: Depth = 2
     norm: Literal["group", "batch"] = "group"
     coverage: bool = True
     missing: Literal["zeros", "nearest"] = "zeros"
@@ -169,11 +211,7 @@ class TemporalConfig:
         return self.past if self.mode == "fusion" else 1
 
     def __post_init__(self) -> None:
-        for name in ("past", "future", "interval_s"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"temporal.{name} must not be negative, got {getattr(self, name)}")
-        if self.blocks < 1:
-            raise ConfigError(f"temporal.blocks must be at least 1, got {self.blocks}")
+        check_settings(self, "model.temporal")
 
 
 @dataclass
@@ -206,33 +244,49 @@ class PerspectiveConfig:
 
     enabled: bool = False
     alone: bool = False
-    weight: float = 1.0
-    levels: int | None = None
-    convolutions: int = 2
-    channels: int | None = None
+    weight: Weight = 1.0
+    levels: Levels | None = None
+    convolutions: Depth = 2
+    channels: Width | None = None
     norm: Literal["group", "batch", "none"] = "group"
     classes: tuple[str, ...] = DETECTION_CLASSES
-    mean_depth_m: tuple[float, ...] = (44.921, 20.252, 11.712, 7.166, 8.548)
-    std_depth_m: tuple[float, ...] = (24.331, 9.833, 6.223, 4.611, 8.275)
-    size_limits_px: tuple[float, ...] = (64.0, 128.0, 256.0, 512.0)
-    radius: float = 1.5
-    min_side_px: float = 4.0
-    min_visible: float = 0.2
-    max_depth_m: float = 80.0
-    score_threshold: float = 0.05
-    per_image: int = 100
-    image_iou: float = 0.6
-    merge_share: float = 0.5
-    max_proposals: int = 100
+    mean_depth_m: Annotated[tuple[float, ...], NotEmpty, Range(0.001, 1000.0)] = (
+        44.921,
+        20.252,
+        11.712,
+        7.166,
+        8.548,
+    )
+    std_depth_m: Annotated[tuple[float, ...], NotEmpty, Range(0.001, 1000.0)] = (
+        24.331,
+        9.833,
+        6.223,
+        4.611,
+        8.275,
+    )
+    size_limits_px: Annotated[tuple[float, ...], Range(0.001, 16384.0), Increasing()] = (
+        64.0,
+        128.0,
+        256.0,
+        512.0,
+    )
+    radius: Annotated[float, Range(0.001, 1000.0)] = 1.5
+    min_side_px: Annotated[float, Range(0.0, 16384.0)] = 4.0
+    min_visible: Share = 0.2
+    max_depth_m: Annotated[float, Range(0.001, 10000.0)] = 80.0
+    score_threshold: Share = 0.05
+    per_image: Boxes = 100
+    image_iou: Share = 0.6
+    merge_share: Annotated[float, Range(0.0, 100.0)] = 0.5
+    max_proposals: Boxes = 100
 
     def __post_init__(self) -> None:
+        check_settings(self, "model.perspective")
         if sorted(self.classes) != sorted(DETECTION_CLASSES):
             raise ConfigError(
                 f"perspective.classes must hold each of {', '.join(DETECTION_CLASSES)} once, "
                 f"got {', '.join(self.classes)}"
             )
-        if self.convolutions < 1:
-            raise ConfigError(f"perspective.convolutions must be at least 1, got {self.convolutions}")
         if self.alone and not self.enabled:
             raise ConfigError("perspective.alone needs perspective.enabled")
 
@@ -273,16 +327,16 @@ class DetectionConfig:
     """
 
     enabled: bool = True
-    queries: int = 300
+    queries: Boxes = 300
     query_mode: Literal["learned", "hybrid"] = "learned"
-    groups: int = 1
-    layers: int = 3
-    heads: int = 4
-    points: int = 4
-    first_reach_cells: float | None = None
-    hidden_layers: int = 2
+    groups: Depth = 1
+    layers: Depth = 3
+    heads: Count = 4
+    points: Count = 4
+    first_reach_cells: Reach | None = None
+    hidden_layers: Annotated[int, Range(0, 100)] = 2
     yaw_convention: Literal["standard", "mmdet3d_0.17"] = "standard"
-    score_range_m: tuple[float, float, float, float, float, float] = (
+    score_range_m: Annotated[tuple[float, float, float, float, float, float], Range(-10000.0, 10000.0)] = (
         -61.2,
         -61.2,
         -10.0,
@@ -290,18 +344,38 @@ class DetectionConfig:
         61.2,
         10.0,
     )
-    max_boxes: int = 300
-    merge_share: float = 0.0
-    class_loss_weight: float = 2.0
-    box_loss_weight: float = 0.25
-    class_cost_weight: float = 2.0
-    box_cost_weight: float = 0.25
+    max_boxes: Boxes = 300
+    merge_share: Annotated[float, Range(0.0, 100.0)] = 0.0
+    class_loss_weight: Weight = 2.0
+    box_loss_weight: Weight = 0.25
+    class_cost_weight: Weight = 2.0
+    box_cost_weight: Weight = 0.25
     unknown_velocity: Literal["velocity", "box"] = "velocity"
     box_loss: Literal["l1", "smooth_l1"] = "l1"
-    focal_alpha: float = 0.25
-    focal_gamma: float = 2.0
-    code_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
+    focal_alpha: Share = 0.25
+    focal_gamma: Annotated[float, Range(0.0, 100.0)] = 2.0
+    code_weights: Annotated[tuple[float, ...], Length(BOX_CODE, BOX_CODE), Range(0.0, 1e6)] = (
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+        0.2,
+        0.2,
+    )
     velocity: Literal["queries", "cells"] = "queries"
+
+    def __post_init__(self) -> None:
+        check_settings(self, "model.detection")
+        lowest, highest = self.score_range_m[:3], self.score_range_m[3:]
+        if not all(low < high for low, high in zip(lowest, highest, strict=True)):
+            raise ConfigError(
+                "model.detection.score_range_m must be three smallest and then three larger coordinates, "
+                f"got {self.score_range_m}"
+            )
 
 
 @dataclass
@@ -322,15 +396,24 @@ class SegmentationConfig:
     """
 
     enabled: bool = True
-    classes: tuple[str, ...] = SEGMENTATION_CLASSES
-    range_m: float = 50.0
-    cell_m: float = 0.5
-    channels: int = 64
-    blocks: int = 2
-    focal_weight: float = 10.0
-    dice_weight: float = 1.0
-    focal_alpha: float = -1.0
-    focal_gamma: float = 2.0
+    classes: Annotated[tuple[Name, ...], NotEmpty, Distinct()] = SEGMENTATION_CLASSES
+    range_m: Annotated[float, Range(0.1, 10000.0)] = 50.0
+    cell_m: Annotated[float, Range(0.001, 1000.0)] = 0.5
+    channels: Width = 64
+    blocks: Annotated[int, Range(0, 100)] = 2
+    focal_weight: Weight = 10.0
+    dice_weight: Weight = 1.0
+    focal_alpha: Annotated[float, Range(-1.0, 1.0)] = -1.0
+    focal_gamma: Annotated[float, Range(0.0, 100.0)] = 2.0
+
+    def __post_init__(self) -> None:
+        check_settings(self, "model.segmentation")
+        cells = round(2 * self.range_m / self.cell_m)
+        if not 1 <= cells <= MOST_CELLS:
+            raise ConfigError(
+                f"model.segmentation.range_m ({self.range_m:g}) and cell_m ({self.cell_m:g}) must make "
+                f"a grid of 1 to {MOST_CELLS} cells a side, got {cells}"
+            )
 
     @property
     def grid(self) -> BEVGrid:
@@ -355,8 +438,11 @@ class CentreConfig:
 
     enabled: bool = False
     compare: bool = False
-    heat_weight: float = 1.0
-    velocity_weight: float = 1.0
+    heat_weight: Weight = 1.0
+    velocity_weight: Weight = 1.0
+
+    def __post_init__(self) -> None:
+        check_settings(self, "model.centres")
 
 
 @dataclass
@@ -381,8 +467,6 @@ class ModelConfig:
                 f"bev.pillar_points ({self.bev.pillar_points})"
             )
         self._check_perspective()
-        if self.detection.merge_share < 0:
-            raise ConfigError(f"detection.merge_share must not be negative, got {self.detection.merge_share}")
         if self.detection.velocity == "cells" and not self.centres.enabled:
             raise ConfigError("detection.velocity=cells needs centres.enabled, which makes the velocities")
         if self.temporal.mode == "fusion" and (self.bev.can_bus or self.bev.alignment == "published"):
@@ -399,7 +483,7 @@ class ModelConfig:
             ("bev.temporal_heads", self.bev.temporal_heads),
             ("detection.heads", self.detection.heads),
         ):
-            if heads is not None and (heads < 1 or self.bev.channels % heads):
+            if heads is not None and self.bev.channels % heads:
                 raise ConfigError(
                     f"bev.channels ({self.bev.channels}) must be a multiple of {name} ({heads})"
                 )

@@ -38,7 +38,17 @@ class SampleError(DataError):
 
 
 class ConfigError(BevError):
-    """A setting is unknown, has the wrong type or contradicts another one."""
+    """A setting is unknown, has the wrong type or contradicts another one.
+
+    Args:
+        message: the rule, and what came instead.
+        key: dotted name of the setting where it is a single one that is wrong, so that the file that sets
+            it can be named.
+    """
+
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class CheckpointError(BevError):

@@ -85,10 +85,10 @@ MISTAKES = {
     "base: a.yaml": r"lead back to themselves: a\.yaml -> a\.yaml",
     "base: 5": r"base must be a file name",
     "model: {bev: {heads: 7}}": r"a\.yaml: bev\.channels .* must be a multiple of bev\.heads",
-    "model: {bev: {temporal_heads: 0}}": r"bev\.channels .* must be a multiple of bev\.temporal_heads",
+    "model: {bev: {temporal_heads: 0}}": r"a\.yaml: model\.bev\.temporal_heads must be 1 to 1024, got 0",
     "model: {segmentation: {classes: [sea]}}": r"unknown \['sea'\]",
-    "training: {steps: 0}": r"training\.steps must be at least 1",
-    "training: {ema_decay: 1.0}": r"training\.ema_decay must lie in",
+    "training: {steps: 0}": r"a\.yaml: training\.steps must be 1 to",
+    "training: {ema_decay: 1.0}": r"training\.ema_decay must be at least 0 and below 1, got 1.0",
 }
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from bevperception.errors import ConfigError
+from bevperception.ranges import Range, check_settings
 
 FORMAT: Final = 2
 """Raised when the same settings begin to give other files."""
@@ -48,16 +49,17 @@ class WorldConfig:
         ConfigError: if a setting is outside what is allowed.
     """
 
-    scenes: int = 20
-    seed: int = 0
-    frames: int = 40
-    image_size: tuple[int, int] = (900, 1600)
+    scenes: Annotated[int, Range(1, MAX_SCENES)] = 20
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    frames: Annotated[int, Range(2, 1000)] = 40
+    image_size: Annotated[tuple[int, int], Range(72, 1600)] = (900, 1600)
     sweeps: bool = False
     version: str = WORLD_VERSION
-    val_share: float = 0.2
-    jpeg_quality: int = 90
+    val_share: Annotated[float, Range(0.0, below=1.0)] = 0.2
+    jpeg_quality: Annotated[int, Range(1, 100)] = 90
 
     def __post_init__(self) -> None:
+        check_settings(self, "")
         most = len(MINI_TRAIN) + len(MINI_VAL) if self.version == MINI_VERSION else MAX_SCENES
         height, width = self.image_size
         checks = (
@@ -65,16 +67,12 @@ class WorldConfig:
                 self.version in (WORLD_VERSION, MINI_VERSION),
                 f"version must be {WORLD_VERSION} or {MINI_VERSION}, got {self.version!r}",
             ),
-            (1 <= self.scenes <= most, f"scenes must be 1 to {most} in {self.version}, got {self.scenes}"),
-            (self.seed >= 0, f"seed must be 0 or more, got {self.seed}"),
-            (2 <= self.frames <= 1000, f"frames a scene must be 2 to 1000, got {self.frames}"),
+            (self.scenes <= most, f"scenes must be 1 to {most} in {self.version}, got {self.scenes}"),
             (
                 width % 16 == 0 and height * 16 == width * 9 and 8 <= width // 16 <= 100,
                 "image size must be 16k x 9k pixels with k from 8 to 100, as 400x225, 800x450 or 1600x900; "
                 f"got {width}x{height}",
             ),
-            (0.0 <= self.val_share < 1.0, f"val share must be 0 to below 1, got {self.val_share}"),
-            (1 <= self.jpeg_quality <= 100, f"JPEG quality must be 1 to 100, got {self.jpeg_quality}"),
         )
         for good, message in checks:
             if not good:

@@ -156,10 +156,10 @@ def test_sweeps_come_at_12_hz_and_belong_to_the_next_key_frame(tmp_path: Path) -
         ({"version": "v1.0-trainval"}, "version must be v1.0-world or v1.0-mini"),
         ({"image_size": (225, 401)}, "16k x 9k pixels"),
         ({"image_size": (400, 400)}, "16k x 9k pixels"),
-        ({"frames": 1}, "frames a scene must be 2 to 1000"),
-        ({"seed": -1}, "seed must be 0 or more"),
-        ({"val_share": 1.0}, "val share must be 0 to below 1"),
-        ({"jpeg_quality": 0}, "JPEG quality must be 1 to 100"),
+        ({"frames": 1}, "frames must be 2 to 1000"),
+        ({"seed": -1}, "seed must be 0 to "),
+        ({"val_share": 1.0}, "val_share must be at least 0 and below 1"),
+        ({"jpeg_quality": 0}, "jpeg_quality must be 1 to 100"),
     ],
 )
 def test_wrong_settings_say_what_is_allowed(settings: dict[str, object], message: str) -> None:
