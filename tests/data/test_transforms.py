@@ -139,7 +139,7 @@ def test_published_transform_equals_the_fast_one_where_both_are_exact() -> None:
 
 
 def test_published_transform_rounds_sizes_down_but_scales_by_the_nominal_factor() -> None:
-    """101 x 67 pixels by 0.3 are 30.3 x 20.1: they fill 30 x 20, the matrix holds 0.3, the rest is padding."""
+    """101 x 67 pixels by 0.3 are 30.3 x 20.1: they fill 30 x 20, the matrix holds 0.3, padding the rest."""
     image = np.full((67, 101, 3), 200, dtype=np.uint8)
     padded, matrix = published_image(image, np.full(3, 150.0), np.full(3, 2.0), True, 0.3)
     assert padded.shape == (32, 32, 3)
