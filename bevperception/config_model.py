@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -32,6 +33,25 @@ Cells = Annotated[int, Range(1, MOST_CELLS)]
 Extent = Annotated[tuple[float, float], Range(-10000.0, 10000.0), Increasing()]
 Reach = Annotated[float, Range(0.0, 1000.0)]
 Weight = Annotated[float, Range(0.0, 1e6)]
+
+
+def check_class_order(name: str, classes: Sequence[str]) -> None:
+    """Refuse an order of classes that is not one of all detection classes.
+
+    Args:
+        name: of the setting, for the message.
+        classes: its value.
+
+    Raises:
+        ConfigError: a class is missing, unknown or there twice.
+    """
+    missing = [c for c in DETECTION_CLASSES if c not in classes]
+    unknown = [c for c in classes if c not in DETECTION_CLASSES]
+    twice = [c for c in DETECTION_CLASSES if classes.count(c) > 1]
+    found = (("missing", missing), ("unknown", unknown), ("twice", twice))
+    if missing or unknown or twice:
+        wrong = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in found if names)
+        raise ConfigError(f"{name} must hold each of {', '.join(DETECTION_CLASSES)} once; {wrong}", name)
 
 
 @dataclass
@@ -282,11 +302,7 @@ class PerspectiveConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "model.perspective")
-        if sorted(self.classes) != sorted(DETECTION_CLASSES):
-            raise ConfigError(
-                f"perspective.classes must hold each of {', '.join(DETECTION_CLASSES)} once, "
-                f"got {', '.join(self.classes)}"
-            )
+        check_class_order("model.perspective.classes", self.classes)
         if self.alone and not self.enabled:
             raise ConfigError("perspective.alone needs perspective.enabled")
 
@@ -297,6 +313,9 @@ class DetectionConfig:
 
     Args:
         enabled: False for segmentation alone.
+        classes: order of its classes, names of taxonomy.DETECTION_CLASSES. It belongs to the weights:
+            published v1 models have nuScenes' order, published v2 models the alphabet's. What the model
+            gives out has the order of taxonomy.DETECTION_CLASSES in any case.
         queries: learned object queries.
         query_mode: 'learned' queries alone, or 'hybrid': proposals of the perspective head join them.
         groups: groups of so many queries in training, each of which learns all objects (Group DETR);
@@ -327,6 +346,7 @@ class DetectionConfig:
     """
 
     enabled: bool = True
+    classes: tuple[str, ...] = DETECTION_CLASSES
     queries: Boxes = 300
     query_mode: Literal["learned", "hybrid"] = "learned"
     groups: Depth = 1
@@ -376,6 +396,7 @@ class DetectionConfig:
                 "model.detection.score_range_m must be three smallest and then three larger coordinates, "
                 f"got {self.score_range_m}"
             )
+        check_class_order("model.detection.classes", self.classes)
 
 
 @dataclass

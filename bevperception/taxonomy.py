@@ -26,7 +26,8 @@ DETECTION_CLASSES: Final = (
     "pedestrian",
     "traffic_cone",
 )
-"""The ten nuScenes detection classes in the order of the published BEVFormer's class scores."""
+"""The ten nuScenes detection classes, in the order of the published BEVFormer v1's class scores. Labels are
+indices into these everywhere; a head whose own order differs (``classes`` of its settings) translates."""
 
 SEGMENTATION_CLASSES: Final = (
     "drivable_area",

@@ -23,7 +23,7 @@ from bevperception.models.bev.transformer import BEVTransformer
 from bevperception.models.heads.box_code import BoxCodec
 from bevperception.models.heads.centres import CentreHead, CentreLoss, centre_targets, velocities_at
 from bevperception.models.heads.decoder import DecoderLayer, DetectionDecoder
-from bevperception.models.heads.detection import DetectionHead, decode_detections
+from bevperception.models.heads.detection import DetectionHead, class_columns, decode_detections
 from bevperception.models.heads.perspective.stage import build_perspective
 from bevperception.models.heads.segmentation import SegmentationHead
 from bevperception.models.heads.suppression import drop_doubles
@@ -441,6 +441,7 @@ def build_detection_head(config: ModelConfig) -> DetectionHead:
         detection.hidden_layers,
         _range_m(config),
         detection.groups,
+        class_columns(detection.classes),
     )
 
 

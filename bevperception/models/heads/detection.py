@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from bevperception.models.hybrid import ProposalQueries
 from bevperception.models.precision import LayerNorm
 from bevperception.ops.linear import Linear
 from bevperception.structures import Boxes3D, DetectionOutputs
+from bevperception.taxonomy import DETECTION_CLASSES
 
 PRIOR_PROBABILITY = 0.01
 """What every class scores before training (RetinaNet, section 3.3)."""
@@ -36,6 +38,19 @@ def regression_branch(channels: int, hidden_layers: int) -> nn.Sequential:
     return nn.Sequential(*layers, Linear(channels, CODE_SIZE))
 
 
+def class_columns(classes: Sequence[str]) -> list[int] | None:
+    """Where a head's classifiers hold each class of ``taxonomy.DETECTION_CLASSES``.
+
+    Args:
+        classes: in the classifiers' order, each once.
+
+    Returns:
+        A column for every class; None where the order is the same.
+    """
+    columns = [classes.index(name) for name in DETECTION_CLASSES]
+    return None if columns == sorted(columns) else columns
+
+
 class DetectionHead(nn.Module):
     """Object queries to class logits and box codes (BEVFormer, section 3.5).
 
@@ -47,8 +62,11 @@ class DetectionHead(nn.Module):
         hidden_layers: of the branches.
         range_m: (x_min, y_min, z_min, x_max, y_max, z_max) that normalised centres span, BEV frame.
         groups: groups of learned queries in training (Group DETR); inference keeps the first.
+        class_columns: where the classifiers hold each class that is given out, see :func:`class_columns`;
+            None where the order is the same.
     """
 
+    class_columns: Tensor | None
     range_low_m: Tensor
     range_size_m: Tensor
 
@@ -61,6 +79,7 @@ class DetectionHead(nn.Module):
         hidden_layers: int,
         range_m: tuple[float, float, float, float, float, float],
         groups: int = 1,
+        class_columns: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         layers = len(decoder.layers)
@@ -74,6 +93,8 @@ class DetectionHead(nn.Module):
             classification_branch(channels, classes, hidden_layers) for _ in range(layers)
         )
         self.regression = nn.ModuleList(regression_branch(channels, hidden_layers) for _ in range(layers))
+        columns = None if class_columns is None else torch.tensor(class_columns)
+        self.register_buffer("class_columns", columns, persistent=False)
         low = torch.tensor(range_m[:3], dtype=torch.float64)
         size = torch.tensor(range_m[3:], dtype=torch.float64) - low
         self.register_buffer("range_low_m", low, persistent=False)
@@ -87,8 +108,8 @@ class DetectionHead(nn.Module):
             proposals: queries that join the learned ones in every group.
 
         Returns:
-            Logits and codes of all layers, centres in metres; a group's learned queries stand before
-            its proposals.
+            Logits and codes of all layers, centres in metres, classes in the project's order; a group's
+            learned queries stand before its proposals.
         """
         rows, columns = bev.shape[-2:]
         groups = self.groups if self.training else 1
@@ -107,6 +128,9 @@ class DetectionHead(nn.Module):
         logits = torch.stack(
             [branch(s) for branch, s in zip(self.classification, decoded.states, strict=True)]
         )
+        # The one place that knows the order of the classifiers' classes: losses and decoding come after it.
+        if self.class_columns is not None:
+            logits = logits.index_select(-1, self.class_columns)
         valid = None if padding is None else ~padding
         return DetectionOutputs(logits, self._to_metres(decoded.codes), groups, valid)
 
