@@ -269,7 +269,7 @@ class PerspectiveConfig:
     convolutions: Depth = 2
     channels: Width | None = None
     norm: Literal["group", "batch", "none"] = "group"
-    classes: tuple[str, ...] = DETECTION_CLASSES
+    classes: tuple[Name, ...] = DETECTION_CLASSES
     mean_depth_m: Annotated[tuple[float, ...], NotEmpty, Range(0.001, 1000.0)] = (
         44.921,
         20.252,
@@ -346,7 +346,7 @@ class DetectionConfig:
     """
 
     enabled: bool = True
-    classes: tuple[str, ...] = DETECTION_CLASSES
+    classes: tuple[Name, ...] = DETECTION_CLASSES
     queries: Boxes = 300
     query_mode: Literal["learned", "hybrid"] = "learned"
     groups: Depth = 1
