@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from bevperception.config import ExperimentConfig
 from bevperception.errors import ConfigError
+from bevperception.files import write_text
 from bevperception.ranges import rules_text
 
 BASE_KEY = "base"
@@ -110,11 +110,7 @@ def config_to_dict(config: object) -> dict[str, Any]:
 
 def dump_config(config: ExperimentConfig, path: str | Path) -> None:
     """Write every value of a configuration as YAML that :func:`load_config` reads back; atomically."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False), encoding="utf-8")
-    temporary.replace(target)
+    write_text(path, yaml.safe_dump(config_to_dict(config), sort_keys=False))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

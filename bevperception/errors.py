@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import sys
 from collections.abc import Callable
 
 USAGE_EXIT_CODE = 2
+INTERRUPT_EXIT_CODE = 130
+PIPE_EXIT_CODE = 141
+
+_FULL = "the disk is full: free some space, or choose a place on another disk"
+_DENIED = "this user may not do that: change the permissions, or choose another place"
+_IN_THE_WAY = "something else is in the way: remove it, or choose another name"
+_DISK_HINTS = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "the disk, or a limit of this shell (ulimit -f), allows no larger file",
+    errno.EROFS: "the disk can only be read: choose another place",
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.EIO: "the disk is damaged or was taken away: check it",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "too many files are open at once: raise the limit (ulimit -n)",
+}
+"""What the user can do about answers of the system that tell of the machine, not of a bug."""
+_PLACE_HINTS = {
+    errno.ENOENT: "no file can be made there: choose another place",
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+    errno.ENOTEMPTY: _IN_THE_WAY,
+}
+"""About answers that, while a result is being written, tell of its place."""
 
 
 class BevError(Exception):
@@ -55,26 +84,76 @@ class CheckpointError(BevError):
     """A checkpoint is missing, damaged or belongs to another architecture."""
 
 
+class OutputError(BevError):
+    """A result cannot be written: the disk is full or read-only, or something is in the way."""
+
+
 class NonFiniteLossError(BevError):
     """Training met a NaN or infinite loss and stopped."""
+
+
+def os_error_in(error: BaseException) -> OSError | None:
+    """The system's answer behind an exception; None if it is of another kind.
+
+    Libraries hide it: torch.save raises a RuntimeError after an OSError, safetensors an error of its own
+    with the number in its text.
+    """
+    if isinstance(error, OSError):
+        return error
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    if told is not None:
+        return OSError(int(told[1]), os.strerror(int(told[1])))
+    before = error.__cause__ or error.__context__
+    if isinstance(error, RuntimeError) and isinstance(before, OSError) and before.errno in _DISK_HINTS:
+        return before
+    return None
+
+
+def os_error_sentence(error: OSError, what: str) -> str:
+    """What failed, the system's answer, and on a second line what can be done about it.
+
+    Args:
+        error: of the system.
+        what: what failed, for example "cannot write out/run/card.json".
+    """
+    hint = {**_DISK_HINTS, **_PLACE_HINTS}.get(error.errno or 0)
+    return f"{what}: {error.strerror or error}" + (f"\n{hint}" if hint else "")
 
 
 def run_program(main: Callable[[], int | None]) -> None:
     """Run a command line's ``main`` and leave with its exit code.
 
-    A :class:`BevError` is printed to stderr without a traceback and exits with code 2; an
-    interrupt from the keyboard exits with 130 as shells expect. Anything else is a bug of this
-    project and keeps its traceback.
+    A :class:`BevError` is printed to stderr without a traceback and exits with code 2, and so does what the
+    system says about a full disk, permissions and the like; an interrupt from the keyboard exits with 130 as
+    shells expect. Anything else is a bug of this project and keeps its traceback.
 
     Args:
         main: the program; its return value (None means 0) becomes the exit code.
     """
     try:
         code = main() or 0
+        sys.stdout.flush()
     except BevError as error:
         print(f"error: {error}", file=sys.stderr)
         code = USAGE_EXIT_CODE
+    except BrokenPipeError:  # whoever read the output, such as `head`, has enough
+        _drop_stdout()
+        code = PIPE_EXIT_CODE
+    except OSError as error:
+        if error.errno not in _DISK_HINTS:
+            raise
+        what = "its output cannot be written" if error.filename is None else f"cannot use {error.filename}"
+        print(f"error: {os_error_sentence(error, what)}", file=sys.stderr)
+        _drop_stdout()
+        code = USAGE_EXIT_CODE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
+        code = INTERRUPT_EXIT_CODE
     raise SystemExit(code)
+
+
+def _drop_stdout() -> None:
+    """Send what is still to be printed nowhere: the interpreter would fail on it again when it ends."""
+    stdout = sys.__stdout__
+    if stdout is not None and sys.stdout is stdout:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())

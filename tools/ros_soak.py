@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import subprocess
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bevperception.errors import BevError, ConfigError, run_program
+from bevperception.files import write_json
 
 SETTLED_S = 120.0
 """Memory is compared with what it was after this long."""
@@ -146,7 +146,7 @@ def main() -> int:
         "synchronisation": recording.diagnostics.get("synchronisation", {}),
         "memory": samples,
     }
-    (out / "report.json").write_text(json.dumps(report, indent=2))
+    write_json(out / "report.json", report, indent=2)
     for name, value in report.items():
         if name != "memory":
             print(f"{name}: {value}")

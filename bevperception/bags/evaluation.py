@@ -17,7 +17,8 @@ from bevperception.errors import DataError
 from bevperception.evaluation.detection import evaluate_detection
 from bevperception.evaluation.runner import METRICS_NAME, EvaluationResult
 from bevperception.evaluation.segmentation import SegmentationMetric
-from bevperception.evaluation.submission import SubmissionBox, submission_boxes, write_json
+from bevperception.evaluation.submission import SubmissionBox, submission_boxes
+from bevperception.files import write_json
 from bevperception.geometry import invert_rigid, transform_boxes
 from bevperception.structures import BadSample, Boxes3D
 from bevperception.visualization.bev import SegmentationLayers

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
+import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bevperception.errors import ConfigError, DataError
+from bevperception.errors import ConfigError, DataError, OutputError
+from bevperception.files import writing_folder
 
 try:
     from rosbags.highlevel import AnyReader, AnyReaderError
@@ -43,19 +44,13 @@ def open_writer(path: Path, storage: str, overwrite: bool = False) -> Iterator[A
         raise ConfigError(f"storage must be one of {', '.join(STORAGES)}, got {storage!r}")
     if path.exists() and not (overwrite and (path / "metadata.yaml").is_file()):
         raise ConfigError(f"{path} exists already; choose another name or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The file inside is named after the folder, so the partial folder lies in one of another name.
-    partial = path.parent / f".{path.name}.partial" / path.name
-    shutil.rmtree(partial.parent, ignore_errors=True)
-    partial.parent.mkdir()
-    try:
-        plugin = StoragePlugin.MCAP if storage == "mcap" else StoragePlugin.SQLITE3
-        with Writer(partial, version=_VERSION, storage_plugin=plugin) as writer:
-            yield writer
-        shutil.rmtree(path, ignore_errors=True)
-        partial.replace(path)
-    finally:
-        shutil.rmtree(partial.parent, ignore_errors=True)
+    plugin = StoragePlugin.MCAP if storage == "mcap" else StoragePlugin.SQLITE3
+    with writing_folder(path, replace=overwrite) as partial:
+        try:
+            with Writer(partial, version=_VERSION, storage_plugin=plugin) as writer:
+                yield writer
+        except sqlite3.Error as error:
+            raise OutputError(f"cannot write {path}: {error}\nthe disk is probably full") from error
 
 
 @contextmanager

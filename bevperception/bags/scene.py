@@ -117,7 +117,7 @@ def write_scene_bag(
             data = builder.make.store.serialize_cdr(event.message, event.kind)
             writer.write(connections[event.topic], event.stamp_ns, data)
             counts[event.topic] = counts.get(event.topic, 0) + 1
-    write_mounts(path / CALIBRATION_FILE, builder.calibration())
+        write_mounts(writer.path / CALIBRATION_FILE, builder.calibration())
     return counts
 
 

@@ -21,6 +21,7 @@ from bevperception.benchmarks.ops_worker import KEEP, PEERS, PUBLISHED, RETURN
 from bevperception.benchmarks.roofline import Machine, Work, forward_work, measure_machine
 from bevperception.benchmarks.timing import median_ms
 from bevperception.errors import BevError, ConfigError
+from bevperception.files import check_output_file, write_json
 from bevperception.ops import backend_report
 from bevperception.ops.native import ISA_VARIABLE
 
@@ -372,6 +373,8 @@ def main(arguments: Sequence[str]) -> int:
     options = build_parser("tools/benchmark.py ops").parse_args(arguments)
     if min(options.threads, options.rounds) < 1:
         raise ConfigError(f"--threads {options.threads} and --rounds {options.rounds} must be at least 1")
+    if options.json:
+        check_output_file(options.json)
     print(format_header(options), flush=True)
     machine = measure_machine(options.threads, getattr(torch, options.dtype))
     print(
@@ -383,8 +386,5 @@ def main(arguments: Sequence[str]) -> int:
     results = measure_all(options, machine)
     print(format_summary(results))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        partial = options.json.with_name(f".{options.json.name}.partial")
-        partial.write_text(json.dumps(to_json(options, results, machine), indent=1))
-        partial.replace(options.json)
+        write_json(options.json, to_json(options, results, machine), indent=1)
     return 0

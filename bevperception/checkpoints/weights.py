@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pickle
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from bevperception.config import ExperimentConfig
 from bevperception.config_io import ConfigSource, config_from_dict, config_to_dict, flatten
 from bevperception.errors import CheckpointError, ConfigError
+from bevperception.files import write_text, writing
 from bevperception.models.bevformer import BEVFormer
 
 WEIGHTS_NAME = "weights.safetensors"
@@ -100,17 +100,13 @@ def save_weights(folder: Path, state: Mapping[str, Tensor], card: Card) -> Path:
     Returns:
         The weights' path.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(card), indent=2, sort_keys=True)
     path = folder / WEIGHTS_NAME
-    temporary = folder / f".{WEIGHTS_NAME}.{os.getpid()}"
     # clone: safetensors refuses tensors that share memory.
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    save_file(tensors, temporary, metadata={"format": FORMAT, "card": text})
-    temporary.replace(path)
-    temporary = folder / f".{CARD_NAME}.{os.getpid()}"
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(folder / CARD_NAME)
+    with writing(path) as partial:
+        save_file(tensors, partial, metadata={"format": FORMAT, "card": text})
+    write_text(folder / CARD_NAME, text + "\n")
     return path
 
 

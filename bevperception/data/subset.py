@@ -5,14 +5,13 @@ The pictures, maps and CAN-bus files are linked, not copied; the source is only 
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from nuscenes.nuscenes import NuScenes
 
 from bevperception.errors import DataError
+from bevperception.files import write_json, writing_folder
 
 LINKED_FOLDERS = ("samples", "maps", "can_bus")
 WHOLE_TABLES = ("category", "attribute", "visibility", "sensor")
@@ -59,19 +58,14 @@ def write_subset(
         )
     tokens = _first_samples(nusc, scene, key_frames)
     tables = _cut_tables(nusc, scene, tokens)
-    temporary = target.with_name(target.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / version).mkdir(parents=True)
-    for name, records in tables.items():
-        (temporary / version / f"{name}.json").write_text(json.dumps(records))
-    (temporary / version / "splits.json").write_text(json.dumps({split: [scene_name]}))
-    source = Path(nusc.dataroot).resolve()
-    for folder in LINKED_FOLDERS:
-        if (source / folder).is_dir():
-            (temporary / folder).symlink_to(source / folder, target_is_directory=True)
-    if target.exists():
-        shutil.rmtree(target)
-    temporary.rename(target)
+    with writing_folder(target, replace=True) as partial:
+        for name, records in tables.items():
+            write_json(partial / version / f"{name}.json", records)
+        write_json(partial / version / "splits.json", {split: [scene_name]})
+        source = Path(nusc.dataroot).resolve()
+        for folder in LINKED_FOLDERS:
+            if (source / folder).is_dir():
+                (partial / folder).symlink_to(source / folder, target_is_directory=True)
     return tokens
 
 

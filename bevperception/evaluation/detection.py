@@ -17,7 +17,8 @@ from nuscenes.eval.detection.utils import category_to_detection_name
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.data.splits import check_evaluable
 from bevperception.errors import DataError
-from bevperception.evaluation.submission import SubmissionBox, write_json, write_submission
+from bevperception.evaluation.submission import SubmissionBox, write_submission
+from bevperception.files import write_json
 from bevperception.taxonomy import DETECTION_CLASSES
 
 CONFIG_NAME = "detection_cvpr_2019"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from bevperception.errors import ConfigError
 from bevperception.evaluation.detection import RESULTS_FILE
 from bevperception.evaluation.runner import perceive
 from bevperception.evaluation.submission import SubmissionBox, submission_boxes, write_submission
+from bevperception.files import write_bytes
 from bevperception.inference import StreamingPredictor
 
 
@@ -116,14 +117,12 @@ def write_predictions(
 
 
 def _write_maps(path: Path, probabilities: Tensor, bev_to_global: Tensor, head: SegmentationConfig) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            probabilities=probabilities.cpu().numpy().astype(np.float16),
-            classes=np.array(head.classes),
-            range_m=np.array([-head.range_m, head.range_m]),
-            bev_to_global=bev_to_global.numpy(),
-        )
-    temporary.replace(path)
+    archive = io.BytesIO()  # a ZipFile on a full disk would print a traceback when it is thrown away
+    np.savez_compressed(
+        archive,
+        probabilities=probabilities.cpu().numpy().astype(np.float16),
+        classes=np.array(head.classes),
+        range_m=np.array([-head.range_m, head.range_m]),
+        bev_to_global=bev_to_global.numpy(),
+    )
+    write_bytes(path, archive.getvalue())

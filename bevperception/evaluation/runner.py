@@ -21,7 +21,8 @@ from bevperception.distributed import first_error, gather_objects, rank, world_s
 from bevperception.errors import BevError
 from bevperception.evaluation.detection import DetectionResult, evaluate_detection
 from bevperception.evaluation.segmentation import SegmentationMetric, SegmentationResult
-from bevperception.evaluation.submission import SubmissionBox, submission_boxes, write_json
+from bevperception.evaluation.submission import SubmissionBox, submission_boxes
+from bevperception.files import write_json
 from bevperception.inference import StreamingPredictor
 from bevperception.structures import BadSample, Batch, ModelOutputs
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bevperception.data.conventions import devkit_size, yaw_quaternion
 from bevperception.errors import DataError
+from bevperception.files import write_json
 from bevperception.geometry import transform_boxes
 from bevperception.structures import Boxes3D
 from bevperception.taxonomy import DEFAULT_ATTRIBUTES, DETECTION_CLASSES
@@ -94,15 +95,6 @@ def write_submission(path: Path, results: Mapping[str, Sequence[SubmissionBox]])
         results: boxes by sample token, every sample of the split, possibly with none.
     """
     write_json(path, {"meta": SUBMISSION_META, "results": {k: list(v) for k, v in results.items()}})
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON to a temporary name and rename it; the folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w") as file:
-        json.dump(content, file)
-    temporary.replace(path)
 
 
 def read_submission(path: Path) -> dict[str, list[SubmissionBox]]:

@@ -16,7 +16,6 @@ A calibration file is YAML::
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ import yaml
 from torch import Tensor
 
 from bevperception.errors import ConfigError
+from bevperception.files import write_text
 from bevperception.geometry import invert_rigid, pose_matrix
 
 
@@ -100,10 +100,7 @@ def _pose(path: Path, where: str, entry: Any) -> Tensor:
 
 def write_mounts(path: Path, content: Mapping[str, Any]) -> None:
     """Write a calibration file; see the module for its content."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(yaml.safe_dump(dict(content), sort_keys=False), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, yaml.safe_dump(dict(content), sort_keys=False))
 
 
 def difference(one: Tensor, other: Tensor) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from torch import nn
 from bevperception.checkpoints.weights import Card, code_commit, save_weights
 from bevperception.config_io import config_to_dict, flatten
 from bevperception.distributed import gather_objects
+from bevperception.files import write_json
 from bevperception.training.averaging import WeightAveraging, model_of
 from bevperception.training.module import TrainingModule, evaluation_mode
 
@@ -104,9 +104,7 @@ class SkippedReport(Callback):
         if not (skipped and trainer.is_global_zero):
             return
         path = self.out / SKIPPED_NAME
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text(json.dumps(skipped, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, skipped, indent=2)
         print(f"{len(skipped)} unreadable samples were skipped; see {path}")
 
 

@@ -17,6 +17,7 @@ from bevperception.checkpoints.weights import CONFIG_KEY, differing_keys, read_c
 from bevperception.config import ExperimentConfig
 from bevperception.config_io import config_to_dict, flatten
 from bevperception.errors import CheckpointError, ConfigError
+from bevperception.files import writing
 
 CHECKPOINT_FOLDER = "checkpoints"
 AUTO = "auto"
@@ -45,7 +46,7 @@ MAY_DIFFER = frozenset(
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, then renames.
+    """Writes whole files or none, see :func:`bevperception.files.writing`.
 
     Lightning's own writes to the system's temporary folder, from where a move to another disk may be
     interrupted halfway.
@@ -55,17 +56,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
         """See the class."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with writing(path) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 class StepCheckpoint(Checkpoint):

@@ -19,6 +19,7 @@ import yaml
 
 from bevperception.checkpoints.weights import CARD_NAME, WEIGHTS_NAME
 from bevperception.errors import BevError, ConfigError, DataError
+from bevperception.files import write_text
 from bevperception.training.record import dump_record, record
 
 TRAIN_TOOL = Path(__file__).resolve().parents[2] / "tools" / "train.py"
@@ -160,13 +161,12 @@ def keep_results(runs: Sequence[Run], out: Path) -> str:
         The table.
     """
     folder = out / RECORD_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     for run in runs:
         if run.metrics(out) is not None:
             text = dump_record({"run": run.name, "options": dict(run.options), **record(out / run.name)})
-            (folder / f"{run.name}.json").write_text(text, encoding="utf-8")
+            write_text(folder / f"{run.name}.json", text)
     table = results_table(runs, out)
-    (out / TABLE_NAME).write_text(table + "\n", encoding="utf-8")
+    write_text(out / TABLE_NAME, table + "\n")
     return table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -11,6 +10,7 @@ import cv2
 import numpy as np
 
 from bevperception.errors import BevError
+from bevperception.files import write_bytes, writing
 from bevperception.visualization.text import Image
 
 _CODECS: Final = ("mp4v", "avc1")
@@ -33,16 +33,10 @@ def write_picture(path: str | Path, picture: Image) -> None:
     target = Path(path)
     if target.suffix.lower() != ".png":
         raise VideoError(f"{target}: pictures are written as PNG; give the file a name that ends in .png.")
-    target.parent.mkdir(parents=True, exist_ok=True)
     done, encoded = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
     if not done:
         raise VideoError(f"{target}: a picture of shape {picture.shape} could not be encoded as PNG.")
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial.png")
-    try:
-        partial.write_bytes(encoded.tobytes())
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(target, encoded.tobytes())
 
 
 def write_video(path: str | Path, pictures: Iterable[Image], frames_per_second: float) -> int:
@@ -61,18 +55,13 @@ def write_video(path: str | Path, pictures: Iterable[Image], frames_per_second: 
         VideoError: if there is no picture, their sizes differ, no codec is there or the disk is full.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.partial.mp4")
-    try:
+    with writing(target) as partial:
         count = _encode(partial, pictures, frames_per_second)
         if _frames_in(partial) != count:
             raise VideoError(
                 f"{target}: the encoder kept {_frames_in(partial)} of {count} pictures.\n"
                 "The disk is probably full: free some space and run again."
             )
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
     return count
 
 
@@ -109,7 +98,7 @@ def _open(path: Path, shape: tuple[int, ...], frames_per_second: float) -> cv2.V
             return writer
         writer.release()
     raise VideoError(
-        f"{path.parent}: no MP4 could be opened for writing with the codecs {', '.join(_CODECS)}.\n"
+        f"{path.name}: no MP4 could be opened for writing with the codecs {', '.join(_CODECS)}.\n"
         "Check that the folder is writable and that opencv-python-headless was built with FFmpeg."
     )
 

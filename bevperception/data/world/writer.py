@@ -30,6 +30,7 @@ from bevperception.data.world.scene import furnished_town, write_scene
 from bevperception.data.world.settings import LOCATIONS, WorldConfig
 from bevperception.data.world.tables import SCENE_TABLES, TABLES, Tables, map_filename, shared_tables
 from bevperception.errors import ConfigError, DataError
+from bevperception.files import write_bytes, write_json
 
 MARKER: Final = "world.json"
 RECORDS: Final = "scenes"
@@ -211,7 +212,7 @@ def _write_common_files(config: WorldConfig, partial: Path) -> None:
         done, picture = cv2.imencode(".png", map_image(town), [cv2.IMWRITE_PNG_COMPRESSION, 1])
         if not done:
             raise RuntimeError("OpenCV could not encode a map as PNG")
-        (partial / map_filename(location)).write_bytes(picture.tobytes())
+        write_bytes(partial / map_filename(location), picture.tobytes())
     for table in TABLES:
         _write_json(partial / config.version / f"{table}.json", tables[table])
     _write_json(partial / config.version / "splits.json", config.splits)
@@ -223,7 +224,4 @@ def _clear_traces(partial: Path) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, separators=(",", ":")))
-    temporary.replace(path)
+    write_json(path, content, separators=(",", ":"))
