@@ -17,6 +17,10 @@ from torch import Tensor
 BOX_COLUMNS = ("x", "y", "z", "length", "width", "height", "yaw", "vx", "vy")
 MIN_DEPTH_M = 1e-5
 """Points nearer than this to the camera's plane, or behind it, are not projected (BEVFormer)."""
+MAX_COORDINATE_M = 1e8
+"""Coordinates beyond this are no place on Earth, in any map."""
+RIGID_TOLERANCE = 1e-3
+"""How far products of a rotation's columns may be from the identity's, for matrices rounded in files."""
 
 # Corners in units of half the size (length, width, height): bottom face first, counter-clockwise from
 # the front left; corner k + 4 stands above corner k.
@@ -154,6 +158,40 @@ def invert_rigid(a_to_b: Tensor) -> Tensor:
     rotation_t = a_to_b[..., :3, :3].transpose(-1, -2)
     translation = -(rotation_t @ a_to_b[..., :3, 3:])
     return torch.cat((torch.cat((rotation_t, translation), -1), a_to_b[..., 3:, :]), -2)
+
+
+def rigid_problem(a_to_b: Tensor) -> str:
+    """What keeps a matrix from being a rigid transform between places on Earth.
+
+    Args:
+        a_to_b: (4, 4).
+
+    Returns:
+        the end of a sentence about the matrix, such as 'is not finite'; '' where nothing is wrong.
+    """
+    # Python's numbers: for one small matrix that takes a tenth of the time of tensors.
+    rows: list[list[float]] = a_to_b.tolist()
+    if not all(math.isfinite(value) for row in rows for value in row):
+        return "is not finite"
+    if any(abs(a - b) > RIGID_TOLERANCE for a, b in zip(rows[3], (0.0, 0.0, 0.0, 1.0), strict=True)):
+        return f"has the last row {rows[3]} instead of [0, 0, 0, 1]"
+    columns = [[row[k] for row in rows[:3]] for k in range(3)]
+    for i in range(3):
+        for j in range(i, 3):
+            product = sum(a * b for a, b in zip(columns[i], columns[j], strict=True))
+            # not <=, so that NaN, of numbers whose squares overflow, counts as wrong
+            if not abs(product - (i == j)) <= RIGID_TOLERANCE:
+                return (
+                    f"is no rotation: the product of columns {i} and {j} is {product:.4g}, not {int(i == j)}"
+                )
+    x, y, z = columns
+    cross = (x[1] * y[2] - x[2] * y[1], x[2] * y[0] - x[0] * y[2], x[0] * y[1] - x[1] * y[0])
+    if sum(a * b for a, b in zip(cross, z, strict=True)) < 0.0:
+        return "mirrors"
+    farthest_m = max(abs(row[3]) for row in rows[:3])
+    if farthest_m > MAX_COORDINATE_M:
+        return f"lies {farthest_m:.3g} m away"
+    return ""
 
 
 def planar_pose(x_m: float, y_m: float, yaw_rad: float) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bevperception.calibration import CameraCalibration, EgoMotion, RigCalibration
 from bevperception.config import DataConfig
 from bevperception.data.image_input import ImageInput
 from bevperception.data.transforms import ImageFit
 from bevperception.errors import ConfigError
-from bevperception.geometry import invert_rigid
+from bevperception.geometry import MAX_COORDINATE_M, invert_rigid, rigid_problem
 from bevperception.models.precision import resolve_precision
 from bevperception.structures import BEVMemory, Boxes3D, CameraFrames, ModelOutputs
 
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _COMPILED_PARTS = ("backbone", "neck")
+_FIRST = "first frame"
+_NO_MOTION = "no ego motion"
 
 
 @dataclass(frozen=True)
@@ -62,49 +65,6 @@ class ResetRules:
 
 
 @dataclass(frozen=True)
-class CameraCalibration:
-    """A pinhole camera on a vehicle.
-
-    Attributes:
-        width, height: size in pixels of the images that the intrinsics belong to.
-        intrinsics: (3, 3) float64 camera frame to pixels.
-        camera_to_ego: (4, 4) float64.
-    """
-
-    width: int
-    height: int
-    intrinsics: Tensor
-    camera_to_ego: Tensor
-
-
-@dataclass(frozen=True)
-class RigCalibration:
-    """All cameras of a vehicle.
-
-    Attributes:
-        cameras: by channel, for example CAM_FRONT.
-        bev_to_ego: (4, 4) float64; the identity for models that reason in the ego frame.
-    """
-
-    cameras: Mapping[str, CameraCalibration]
-    bev_to_ego: Tensor = field(default_factory=lambda: torch.eye(4, dtype=torch.float64))
-
-
-@dataclass(frozen=True)
-class EgoMotion:
-    """Where the vehicle was at a frame's instant and at its exposures.
-
-    Attributes:
-        ego_to_global: (4, 4) float64 at the frame's instant; global is any frame that stands still.
-        at_exposure: ``ego_to_global`` (4, 4) by channel; a camera without one took its image at the
-            frame's instant.
-    """
-
-    ego_to_global: Tensor
-    at_exposure: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Perception:
     """What one frame showed.
 
@@ -112,7 +72,9 @@ class Perception:
         stamp_s: the frame's instant.
         boxes: BEV frame, scored, best first, on the CPU.
         segmentation: (classes, rows, columns) float32 probabilities on the CPU, or None without that head.
-        bev_to_ego, bev_to_global: (4, 4) float64 at the frame's instant.
+        bev_to_ego: (4, 4) float64.
+        bev_to_global: (4, 4) float64 at the frame's instant; None where the vehicle's pose was unknown or
+            impossible, so that nothing can be placed in the global frame.
         cameras: channels that were used, in the model's order.
         reset: why the memory was forgotten before this frame; None where it was used.
         stages_ms: duration of prepare, model and decode in milliseconds.
@@ -122,7 +84,7 @@ class Perception:
     boxes: Boxes3D
     segmentation: Tensor | None
     bev_to_ego: Tensor
-    bev_to_global: Tensor
+    bev_to_global: Tensor | None
     cameras: tuple[str, ...]
     reset: str | None
     stages_ms: Mapping[str, float]
@@ -130,6 +92,10 @@ class Perception:
 
 class StreamingPredictor:
     """Frames of one vehicle in, boxes and segmentation out; owns the memory between them.
+
+    A frame whose pose is impossible (not finite, not rigid, not on Earth) stands alone: it is perceived
+    without memory, its results are in the BEV frame only, and nothing of it is remembered. The frame after it
+    begins a new memory. :attr:`last_reset` says so.
 
     Args:
         model: a BEVFormer; put in evaluation mode and moved to the device.
@@ -159,6 +125,7 @@ class StreamingPredictor:
         self.precision = resolve_precision(precision, self.device)
         self.rules = rules or ResetRules()
         self.last_reset: str | None = None
+        self._why_empty = _FIRST
         self._memory: BEVMemory | None = None
         self._scene_token: str | None = None
         self._canvas = None if data is None else _Canvas(data)
@@ -168,38 +135,44 @@ class StreamingPredictor:
 
     def reset(self) -> None:
         """Forget everything; the next frame starts a sequence."""
-        self._memory, self._scene_token = None, None
+        self._memory, self._scene_token, self._why_empty = None, None, _FIRST
 
     def step(
         self,
         images: Mapping[str, NDArray[np.uint8]],
         calibration: RigCalibration,
-        ego_pose: EgoMotion,
+        ego_pose: EgoMotion | None,
         stamp: float,
         sequence: str = "",
     ) -> Perception:
         """Perceive one frame from any of the model's cameras; the others count as missing.
 
         Args:
-            images: (height, width, 3) BGR by channel, undistorted, of the calibration's size or reduced by
-                exactly :meth:`reduction`.
+            images: (height, width, 3) uint8 BGR by channel, undistorted, of the calibration's size or reduced
+                by exactly :meth:`reduction`.
             calibration: of at least the cameras with images.
-            ego_pose: of the vehicle.
+            ego_pose: of the vehicle; None where it is unknown. Without it, and with an impossible one, the
+                frame stands alone (see the class), as if the vehicle had stood still during the exposures.
             stamp: the frame's instant, seconds.
             sequence: name of the drive; another one than the last frame's starts a new memory.
 
         Raises:
             ConfigError: if the predictor was made without ``data``.
-            ValueError: if there is no image, a camera is unknown or not calibrated, or an image has
-                another size.
+            ValueError: if there is no image, a camera is unknown or not calibrated, an image has another
+                size or type, or the stamp is not finite. The memory then stays as it was, unless the pose is
+                impossible, too.
         """
         canvas = self._require_canvas()
+        if not isinstance(images, Mapping):
+            raise ValueError(f"images must be a mapping of channels to images, got a {type(images).__name__}")
         stages = _Stopwatch(self.device)
-        bev_to_global = ego_pose.ego_to_global.double() @ calibration.bev_to_ego
+        alone = _why_alone(ego_pose, images)
+        motion = EgoMotion(torch.eye(4, dtype=torch.float64)) if alone or ego_pose is None else ego_pose
+        bev_to_global = motion.ego_to_global @ calibration.bev_to_ego
         with stages.time("prepare"):
-            frames = canvas.frames(images, calibration, ego_pose, bev_to_global, stamp)
+            frames = canvas.frames(images, calibration, motion, bev_to_global, stamp)
         with stages.time("model"):
-            outputs = self.observe(frames, sequence)
+            outputs = self._observe(frames, sequence, alone)
         with stages.time("decode"):
             boxes = self.decode(outputs)[0]
             logits = outputs.segmentation_logits
@@ -209,7 +182,7 @@ class StreamingPredictor:
             boxes=boxes,
             segmentation=segmentation,
             bev_to_ego=calibration.bev_to_ego,
-            bev_to_global=bev_to_global,
+            bev_to_global=None if alone else bev_to_global,
             cameras=tuple(channel for channel in canvas.cameras if channel in images),
             reset=self.last_reset,
             stages_ms=stages.stages_ms,
@@ -230,14 +203,17 @@ class StreamingPredictor:
         """Run blank frames, with and without memory, so that the first real one is not slow; then reset.
 
         Args:
-            frames: how many.
+            frames: how many, at least 1.
 
         Returns:
             Milliseconds that the last of them took.
 
         Raises:
             ConfigError: if the predictor was made without ``data``.
+            ValueError: if there are no frames to run.
         """
+        if frames < 1:
+            raise ValueError(f"warming up needs at least 1 frame, got {frames}")
         canvas = self._require_canvas()
         calibration = canvas.blank_rig()
         width, height = canvas.size
@@ -262,10 +238,12 @@ class StreamingPredictor:
         Returns:
             boxes (a list of one) in the BEV frame with scores, best first, on the CPU;
             segmentation probabilities (1, classes, rows, columns) float32 on the model's device, or
-            None without a segmentation head.
+            None without a segmentation head. With an impossible pose they are of this frame alone.
 
         Raises:
-            ValueError: if there is more than one vehicle.
+            ValueError: if there is more than one vehicle, the images are not normalised numbers, or a time or
+                the projection of a camera is not finite. The memory then stays as it was, unless the pose is
+                impossible, too.
         """
         outputs = self.observe(frames, scene_token)
         logits = outputs.segmentation_logits
@@ -273,10 +251,27 @@ class StreamingPredictor:
 
     def observe(self, frames: CameraFrames, scene_token: str) -> ModelOutputs:
         """The model's raw outputs of one frame, on its device; arguments and errors as :meth:`perceive`."""
-        if frames.batch_size != 1:
-            raise ValueError(f"a StreamingPredictor follows one vehicle, got frames of {frames.batch_size}")
-        if self._memory is None:
-            self.last_reset = "first frame"
+        _check_shapes(frames)
+        problem = rigid_problem(frames.bev_to_global[0])
+        if problem:
+            return self._observe(frames, scene_token, f"the pose is impossible: bev_to_global {problem}")
+        # not <=, so that NaN counts as wrong
+        if frames.can_bus is not None and not bool((frames.can_bus.abs() <= MAX_COORDINATE_M).all()):
+            return self._observe(
+                frames, scene_token, "the CAN-bus vector is impossible: not finite or too far"
+            )
+        return self._observe(frames, scene_token, "")
+
+    def _observe(self, frames: CameraFrames, scene_token: str, alone: str) -> ModelOutputs:
+        """As :meth:`observe`; ``alone`` says why a frame stands alone, '' where it does not."""
+        if alone:
+            self._memory, self._why_empty = None, f"the frame before stood alone ({alone})"
+            frames = _without_motion(frames)
+        _check_values(frames)
+        if alone:
+            self.last_reset = alone
+        elif self._memory is None:
+            self.last_reset = self._why_empty
         else:
             self.last_reset = self.rules.reason(self._memory, frames, scene_token != self._scene_token)
         if self.last_reset is not None:
@@ -284,7 +279,9 @@ class StreamingPredictor:
         model: Any = self.model
         with torch.inference_mode(), self._autocast():
             outputs, memory = model(frames.to(self.device), self._memory)
-        self._memory, self._scene_token = memory, scene_token
+        # Without a pose the next frame could not tell where this one's features lie.
+        self._memory = None if alone else memory
+        self._scene_token = scene_token
         assert isinstance(outputs, ModelOutputs)
         return outputs
 
@@ -308,6 +305,51 @@ class StreamingPredictor:
         return torch.autocast(self.device.type, dtype)
 
 
+def _why_alone(motion: EgoMotion | None, channels: Iterable[str]) -> str:
+    if motion is None:
+        return _NO_MOTION
+    problem = motion.problem(channels)
+    return f"the pose is impossible: {problem}" if problem else ""
+
+
+def _without_motion(frames: CameraFrames) -> CameraFrames:
+    """The same images with a pose and a CAN-bus vector that are harmless to a model without memory."""
+    eye = torch.eye(4, dtype=torch.float64, device=frames.bev_to_global.device)
+    can_bus = None if frames.can_bus is None else torch.zeros_like(frames.can_bus)
+    return replace(frames, bev_to_global=eye.expand_as(frames.bev_to_global), can_bus=can_bus)
+
+
+def _check_shapes(frames: CameraFrames) -> None:
+    """See :meth:`StreamingPredictor.perceive`."""
+    if frames.batch_size != 1:
+        raise ValueError(f"a StreamingPredictor follows one vehicle, got frames of {frames.batch_size}")
+    cameras = frames.images.shape[1]
+    wanted = {"bev_to_image": (1, cameras, 4, 4), "bev_to_global": (1, 4, 4), "timestamps_s": (1,)}
+    for name, shape in wanted.items():
+        found = tuple(getattr(frames, name).shape)
+        if found != shape:
+            raise ValueError(f"{name} must be {shape} for images {tuple(frames.images.shape)}, got {found}")
+    if not frames.images.is_floating_point():
+        raise ValueError(
+            f"the images must be normalised floating-point numbers, got {frames.images.dtype}: "
+            "pixels go through ImageInput.normalise first"
+        )
+
+
+def _check_values(frames: CameraFrames) -> None:
+    """See :meth:`StreamingPredictor.perceive`."""
+    if not bool(frames.timestamps_s.isfinite().all()):
+        raise ValueError(f"the stamp must be a finite number of seconds, got {frames.timestamps_s.tolist()}")
+    finite = frames.bev_to_image.isfinite().flatten(2).all(-1)
+    there = torch.ones_like(finite) if frames.camera_mask is None else frames.camera_mask.to(finite.device)
+    bad = (there & ~finite)[0].nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"the projection bev_to_image of cameras {bad} is not finite: a calibration or a pose is not; "
+            "leave such cameras out by camera_mask"
+        )
+
+
 class _Stopwatch:
     """Times named stages; waits for the device at each stage's end."""
 
@@ -322,6 +364,27 @@ class _Stopwatch:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self.stages_ms[name] = 1e3 * (time.perf_counter() - begin)
+
+
+def _checked_image(image: object, channel: str) -> NDArray[np.uint8]:
+    """The image, contiguous and writable; only copied where it is not.
+
+    Raises:
+        ValueError: if it is not (height, width, 3) uint8.
+    """
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+        return np.require(
+            image, requirements=["C", "W"]
+        )  # PyTorch takes neither views backwards nor locked ones
+    shape = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+    cause = ""
+    if isinstance(image, np.ndarray) and image.dtype != np.uint8:
+        cause = "; values are 0 to 255, not 0 to 1 and not 0 to 65535"
+    elif isinstance(image, np.ndarray):
+        cause = "; cv2.cvtColor makes BGR of grey and BGRA images, and channels come last"
+    raise ValueError(
+        f"{channel} must have a (height, width, 3) uint8 BGR array as its image, got {shape}{cause}"
+    )
 
 
 class _Canvas:
@@ -359,6 +422,11 @@ class _Canvas:
         if unknown or not images:
             have = ", ".join(unknown) or "none"
             raise ValueError(f"images of some of {', '.join(self.cameras)} are needed, got {have}")
+        astray = [c for c in motion.at_exposure if c not in self.cameras and c not in rig.cameras]
+        if astray:
+            raise ValueError(
+                f"at_exposure names {', '.join(astray)}, which no calibration and no model knows"
+            )
         projections = torch.eye(4, dtype=torch.float64).repeat(len(self.cameras), 1, 1)
         for slot, channel in enumerate(self.cameras):
             if channel not in images:
@@ -366,11 +434,12 @@ class _Canvas:
             if channel not in rig.cameras:
                 raise ValueError(f"{channel} has an image but no calibration")
             camera = rig.cameras[channel]
-            fit = self._write(slot, channel, images[channel], (camera.width, camera.height))
-            ego_to_global = motion.at_exposure.get(channel, motion.ego_to_global).double()
+            image = _checked_image(images[channel], channel)
+            fit = self._write(slot, channel, image, (camera.width, camera.height))
+            ego_to_global = motion.at_exposure.get(channel, motion.ego_to_global)
             intrinsics = torch.eye(4, dtype=torch.float64)
             intrinsics[:3, :3] = camera.intrinsics
-            global_to_camera = invert_rigid(ego_to_global @ camera.camera_to_ego.double())
+            global_to_camera = invert_rigid(ego_to_global @ camera.camera_to_ego)
             projections[slot] = fit.matrix() @ (intrinsics @ global_to_camera @ bev_to_global)
         there = [channel in images for channel in self.cameras]
         return CameraFrames(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_a_sequence_equals_calling_the_model_with_its_memory() -> None:
         (2.1, 5.0, "a", "2.100 s without a frame"),
         (-0.1, 0.0, "a", "the clock went back by 0.100 s"),
         (0.5, 81.0, "a", "the pose jumped by 81.0 m"),
-        (0.5, math.nan, "a", "the pose jumped by nan m"),
+        (0.5, math.nan, "a", "the pose is impossible: bev_to_global is not finite"),
     ],
 )
 def test_memory_is_forgotten_by_the_rules(time_s: float, x_m: float, scene: str, reason: str | None) -> None:
@@ -62,6 +63,101 @@ def test_memory_is_forgotten_by_the_rules(time_s: float, x_m: float, scene: str,
     assert found is not None
     assert fresh is not None
     assert torch.equal(found, fresh) == (reason is not None)
+
+
+def with_can_bus(time_s: float, value: float, seed: int = 0) -> CameraFrames:
+    frames = frames_at(time_s, seed=seed)
+    frames.can_bus = torch.full((1, 18), value, dtype=torch.float64)
+    return frames
+
+
+class CanBusModel(TinyModel):
+    """Looks at the CAN bus and at the pose, as the real one may."""
+
+    def encode(self, features, frames, memory):  # type: ignore[no-untyped-def]
+        moved = 0.0 if frames.can_bus is None else frames.can_bus.mean().float()
+        return super().encode(features, frames, memory) + moved + frames.bev_to_global.mean().float()
+
+
+@pytest.mark.parametrize(
+    ("frames", "reason"),
+    [
+        (frames_at(0.5, math.nan, seed=1), "the pose is impossible: bev_to_global is not finite"),
+        (frames_at(0.5, -math.inf, seed=1), "the pose is impossible: bev_to_global is not finite"),
+        (frames_at(0.5, 1e300, seed=1), "the pose is impossible: bev_to_global lies 1e+300 m away"),
+        (with_can_bus(0.5, math.nan, seed=1), "the CAN-bus vector is impossible: not finite or too far"),
+        (with_can_bus(0.5, 1e300, seed=1), "the CAN-bus vector is impossible: not finite or too far"),
+    ],
+)
+def test_a_frame_that_cannot_be_placed_stands_alone(frames: CameraFrames, reason: str) -> None:
+    torch.manual_seed(0)
+    model = CanBusModel()
+    predictor, fresh = StreamingPredictor(model), StreamingPredictor(model)
+    predictor.perceive(frames_at(0.0), "a")
+    _, alone = predictor.perceive(frames, "a")
+    assert predictor.last_reset == reason
+    _, wanted = fresh.perceive(frames_at(0.5, seed=1), "a")
+    assert alone is not None
+    torch.testing.assert_close(alone, wanted)
+    _, after = predictor.perceive(frames_at(1.0, seed=2), "a")
+    assert predictor.last_reset == f"the frame before stood alone ({reason})"
+    _, wanted = StreamingPredictor(model).perceive(frames_at(1.0, seed=2), "a")
+    torch.testing.assert_close(after, wanted)
+    predictor.perceive(frames_at(1.5, seed=3), "a")
+    assert predictor.last_reset is None
+    predictor.perceive(frames, "a")
+    predictor.reset()
+    predictor.perceive(frames_at(1.0), "a")
+    assert predictor.last_reset == "first frame"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"images": torch.zeros(1, 2, 3, 4, 4, dtype=torch.uint8)},
+            "floating-point numbers, got torch.uint8",
+        ),
+        ({"timestamps_s": torch.tensor([math.nan]).double()}, "stamp must be a finite number"),
+        ({"timestamps_s": torch.tensor(0.5)}, r"timestamps_s must be \(1,\)"),
+        ({"bev_to_global": torch.eye(4)}, r"bev_to_global must be \(1, 4, 4\)"),
+        ({"bev_to_image": torch.eye(4).expand(1, 3, 4, 4)}, r"bev_to_image must be \(1, 2, 4, 4\)"),
+        (
+            {"bev_to_image": torch.tensor([1.0, math.inf])[None, :, None, None].expand(1, 2, 4, 4)},
+            r"bev_to_image of cameras \[1\] is not finite",
+        ),
+    ],
+)
+def test_frames_that_are_none_are_refused_and_the_memory_stays(
+    change: dict[str, torch.Tensor], message: str
+) -> None:
+    predictor = StreamingPredictor(TinyModel())
+    predictor.perceive(frames_at(0.0), "a")
+    with pytest.raises(ValueError, match=message):
+        predictor.perceive(replace(frames_at(0.5), **change), "a")
+    predictor.perceive(frames_at(1.0), "a")
+    assert predictor.last_reset is None
+
+
+def test_a_projection_of_a_missing_camera_may_hold_anything() -> None:
+    predictor = StreamingPredictor(TinyModel())
+    matrices = torch.tensor([1.0, math.nan])[None, :, None, None].expand(1, 2, 4, 4)
+    frames = replace(frames_at(0.0), bev_to_image=matrices, camera_mask=torch.tensor([[True, False]]))
+    predictor.perceive(frames, "a")
+    with pytest.raises(ValueError, match=r"cameras \[1\]"):
+        predictor.perceive(replace(frames, camera_mask=torch.tensor([[False, True]])), "a")
+
+
+def test_an_impossible_pose_resets_the_memory_even_where_the_frame_is_refused() -> None:
+    predictor = StreamingPredictor(TinyModel())
+    predictor.perceive(frames_at(0.0), "a")
+    with pytest.raises(ValueError, match="not finite"):
+        predictor.perceive(
+            replace(frames_at(0.5, math.nan), bev_to_image=torch.full((1, 2, 4, 4), math.nan)), "a"
+        )
+    predictor.perceive(frames_at(1.0), "a")
+    assert predictor.last_reset is not None
+    assert predictor.last_reset.startswith("the frame before stood alone (the pose is impossible")
 
 
 def test_the_rules_are_settings() -> None:

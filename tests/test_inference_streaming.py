@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -12,12 +15,13 @@ import torch
 from nuscenes.utils.geometry_utils import view_points
 from pyquaternion import Quaternion
 
+from bevperception.calibration import CameraCalibration, EgoMotion, RigCalibration
 from bevperception.config import DataConfig
 from bevperception.data.images import read_image
 from bevperception.data.nuscenes import NuScenesReader, SampleRecord
 from bevperception.errors import ConfigError
 from bevperception.geometry import invert_rigid, project_points
-from bevperception.inference import CameraCalibration, EgoMotion, RigCalibration, StreamingPredictor
+from bevperception.inference import StreamingPredictor
 from bevperception.structures import CameraFrames
 from bevperception.taxonomy import CAMERA_NAMES
 from tests.streaming.helpers import micro_config, micro_model
@@ -50,10 +54,10 @@ class Spy(TinyModel):
         return [Boxes3D(torch.zeros(0, 9), torch.zeros(0, dtype=torch.int64), torch.zeros(0))]
 
 
-def spying() -> tuple[Spy, StreamingPredictor]:
+def spying(data: DataConfig = DATA) -> tuple[Spy, StreamingPredictor]:
     torch.manual_seed(0)
     model = Spy()
-    return model, StreamingPredictor(model, data=DATA)
+    return model, StreamingPredictor(model, data=data)
 
 
 def test_missing_cameras_are_masked_in_the_models_order() -> None:
@@ -123,6 +127,187 @@ def test_wrong_input_is_refused(
         spying()[1].step(images, calibration, EgoMotion(EYE), 0.0)
 
 
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (grey(90).astype(np.float32) / 255, r"got float32 of shape \(90, 160, 3\); values are 0 to 255"),
+        (grey(90).astype(np.uint16) * 257, r"got uint16 of shape \(90, 160, 3\); values are 0 to 255"),
+        (grey(90).astype(np.int8), "got int8"),
+        (grey(90) > 3, "got bool"),
+        (grey(90)[..., 0], r"got uint8 of shape \(90, 160\); cv2.cvtColor"),
+        (grey(90)[..., :1], r"got uint8 of shape \(90, 160, 1\)"),
+        (np.full((90, 160, 4), 90, dtype=np.uint8), r"got uint8 of shape \(90, 160, 4\)"),
+        (grey(90).transpose(2, 0, 1), r"got uint8 of shape \(3, 90, 160\); .*channels come last"),
+        (grey(90)[None], r"got uint8 of shape \(1, 90, 160, 3\)"),
+        (torch.from_numpy(grey(90)), "got Tensor"),
+        (None, "got NoneType"),
+    ],
+)
+def test_images_of_another_kind_are_refused_and_the_memory_stays(image: object, message: str) -> None:
+    _, predictor = spying()
+    predictor.step({"CAM_FRONT": grey(90)}, rig(), EgoMotion(EYE), 0.0)
+    wanted = r"CAM_BACK must have a \(height, width, 3\) uint8 BGR array as its image, "
+    with pytest.raises(ValueError, match=wanted + message):
+        predictor.step({"CAM_FRONT": grey(90), "CAM_BACK": image}, rig(), EgoMotion(EYE), 0.1)  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="must be a mapping of channels to images, got a list"):
+        predictor.step([grey(90)], rig(), EgoMotion(EYE), 0.1)  # type: ignore[arg-type]
+    assert predictor.step({"CAM_FRONT": grey(90)}, rig(), EgoMotion(EYE), 0.2).reset is None
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+@pytest.mark.parametrize("size", [(160, 90), (80, 45)])
+def test_images_may_lie_in_memory_as_they_like(size: tuple[int, int], order: Literal["rgb", "bgr"]) -> None:
+    """Mirrored views, every second pixel of a larger image, read-only buffers, Fortran's order."""
+    width, height = size
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    wide = np.zeros((height, 2 * width, 3), dtype=np.uint8)
+    wide[:, ::2] = pixels
+    locked = np.frombuffer(pixels.tobytes(), dtype=np.uint8).reshape(pixels.shape)
+    backwards = np.ascontiguousarray(pixels[::-1, ::-1, ::-1])[::-1, ::-1, ::-1]
+    model, predictor = spying(replace(DATA, channel_order=order))
+    predictor.step({"CAM_FRONT": pixels}, rig(*size), EgoMotion(EYE), 0.0)
+    wanted = model.seen.images[0, 0]
+    for image in (wide[:, ::2], locked, backwards, np.asfortranarray(pixels)):
+        predictor.step({"CAM_FRONT": image}, rig(*size), EgoMotion(EYE), 0.0)
+        assert torch.equal(model.seen.images[0, 0], wanted)
+
+
+@pytest.mark.parametrize("stamp", [math.nan, math.inf, -math.inf])
+def test_a_stamp_that_is_no_time_is_refused_and_the_memory_stays(stamp: float) -> None:
+    _, predictor = spying()
+    predictor.step({"CAM_FRONT": grey(1)}, rig(), EgoMotion(EYE), 0.0)
+    with pytest.raises(ValueError, match="the stamp must be a finite number of seconds"):
+        predictor.step({"CAM_FRONT": grey(1)}, rig(), EgoMotion(EYE), stamp)
+    assert predictor.step({"CAM_FRONT": grey(1)}, rig(), EgoMotion(EYE), 0.1).reset is None
+
+
+def test_an_exposure_of_a_camera_that_nobody_knows_is_refused() -> None:
+    motion = EgoMotion(EYE, {"CAM_FRNT": EYE})
+    with pytest.raises(ValueError, match="at_exposure names CAM_FRNT"):
+        spying()[1].step({"CAM_FRONT": grey(1)}, rig(), motion, 0.0)
+    known_to_the_rig = rig(channels=("CAM_FRONT", "CAM_REAR"))
+    found = spying()[1].step({"CAM_FRONT": grey(1)}, known_to_the_rig, EgoMotion(EYE, {"CAM_REAR": EYE}), 0.0)
+    assert found.cameras == ("CAM_FRONT",)
+
+
+def pose_with(value: float, row: int = 0, column: int = 3) -> torch.Tensor:
+    pose = EYE.clone()
+    pose[row, column] = value
+    return pose
+
+
+IMPOSSIBLE = {
+    "NaN": (EgoMotion(pose_with(math.nan)), "ego_to_global is not finite"),
+    "infinite": (EgoMotion(pose_with(math.inf, 2)), "ego_to_global is not finite"),
+    "off the Earth": (EgoMotion(pose_with(-1e300, 1)), "ego_to_global lies 1e+300 m away"),
+    "scaled": (EgoMotion(EYE * 1.1), "ego_to_global has the last row"),
+    "not a rotation": (EgoMotion(pose_with(0.5, 0, 1)), "ego_to_global is no rotation"),
+    "zeros": (EgoMotion(torch.zeros(4, 4)), "ego_to_global has the last row"),
+    "mirrored": (EgoMotion(pose_with(-1.0, 1, 1)), "ego_to_global mirrors"),
+    "NaN at an exposure": (
+        EgoMotion(EYE, {"CAM_FRONT": pose_with(math.nan)}),
+        "ego_to_global at the exposure of CAM_FRONT is not finite",
+    ),
+    "far at an exposure": (
+        EgoMotion(EYE, {"CAM_FRONT": pose_with(81.0)}),
+        "the exposure of CAM_FRONT lies 81 m away from the frame",
+    ),
+    "unknown": (None, ""),
+}
+
+
+def drive_through(make: Callable[[], StreamingPredictor], motion: EgoMotion | None, reason: str) -> None:
+    """A frame with that motion stands alone, and the next one begins anew, as fresh predictors would."""
+    shades = [{c: grey(30 * k + 5 * i) for i, c in enumerate(CAMERA_NAMES)} for k in range(1, 5)]
+    predictor = make()
+    first = predictor.step(shades[0], rig(), EgoMotion(EYE), 0.0)
+    remembering = predictor.step(shades[1], rig(), EgoMotion(EYE), 0.1)
+    alone = predictor.step(shades[2], rig(), motion, 0.2)
+    after = predictor.step(shades[3], rig(), EgoMotion(pose_with(0.3)), 0.3)
+    again = predictor.step(shades[1], rig(), EgoMotion(pose_with(0.4)), 0.4)
+
+    assert alone.reset is not None
+    assert alone.reset.startswith(reason)
+    assert after.reset == f"the frame before stood alone ({alone.reset})"
+    assert [first.reset, remembering.reset, again.reset] == ["first frame", None, None]
+    assert alone.bev_to_global is None
+    assert after.bev_to_global is not None
+    starting = make()
+    for found, wanted in (
+        (alone, make().step(shades[2], rig(), EgoMotion(EYE), 0.2)),
+        (after, starting.step(shades[3], rig(), EgoMotion(pose_with(0.3)), 0.3)),
+        (again, starting.step(shades[1], rig(), EgoMotion(pose_with(0.4)), 0.4)),
+    ):
+        torch.testing.assert_close(found.boxes.values, wanted.boxes.values, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.segmentation, wanted.segmentation, atol=1e-6, rtol=0)
+        assert torch.equal(found.boxes.labels, wanted.boxes.labels)
+        assert bool(found.boxes.values.isfinite().all())
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_a_frame_with_an_impossible_pose_stands_alone(name: str) -> None:
+    """Its results are those without memory, nothing is placed in the global frame, nothing is remembered."""
+    motion, problem = IMPOSSIBLE[name]
+    reason = f"the pose is impossible: {problem}" if problem else "no ego motion"
+    drive_through(lambda: spying()[1], motion, reason)
+
+
+def test_a_real_model_survives_an_impossible_pose(tiny_nuscenes: Path) -> None:
+    config = micro_config(tiny_nuscenes)
+    config.model.temporal.interval_s = 0.0
+    model = micro_model(config)
+    motion, problem = IMPOSSIBLE["NaN"]
+    drive_through(
+        lambda: StreamingPredictor(model, data=config.data), motion, f"the pose is impossible: {problem}"
+    )
+
+
+def test_an_impossible_exposure_of_a_missing_camera_does_not_matter() -> None:
+    _, predictor = spying()
+    motion = EgoMotion(EYE, {"CAM_BACK": pose_with(math.nan)})
+    predictor.step({"CAM_FRONT": grey(1)}, rig(), motion, 0.0)
+    found = predictor.step({"CAM_FRONT": grey(1)}, rig(), motion, 0.1)
+    assert found.reset is None
+    assert found.bev_to_global is not None
+
+
+def test_everything_that_leaves_step_is_float32_and_poses_float64(tiny_nuscenes: Path) -> None:
+    config = micro_config(tiny_nuscenes)
+    images = dict.fromkeys(CAMERA_NAMES, grey(90))
+    for precision in ("32-true", "bf16-mixed"):
+        predictor = StreamingPredictor(micro_model(config), data=config.data, precision=precision)
+        found = predictor.step(images, rig(), EgoMotion(EYE), 0.0)
+        assert found.segmentation is not None
+        assert found.boxes.scores is not None
+        assert found.bev_to_global is not None
+        values = (found.boxes.values, found.boxes.scores, found.segmentation)
+        assert {value.dtype for value in values} == {torch.float32}
+        assert {pose.dtype for pose in (found.bev_to_ego, found.bev_to_global)} == {torch.float64}
+
+
+def test_arrays_and_lists_give_what_tensors_give() -> None:
+    model, predictor = spying()
+    mount = pose_with(1.5)
+    pose = pose_with(0.25, 1)
+    predictor.step(
+        {"CAM_FRONT": grey(7)},
+        RigCalibration({"CAM_FRONT": CameraCalibration(160, 90, K, mount)}, mount),
+        EgoMotion(EYE, {"CAM_FRONT": pose}),
+        0.0,
+    )
+    wanted = model.seen.bev_to_image.clone()
+    camera = CameraCalibration(160, 90, K.float().numpy(), mount[:3].numpy())
+    found = predictor.step(
+        {"CAM_FRONT": grey(7)},
+        RigCalibration({"CAM_FRONT": camera}, mount.tolist()),
+        EgoMotion(np.eye(4, dtype=np.int32), {"CAM_FRONT": pose.numpy()[:3]}),
+        0.0,
+    )
+    assert torch.equal(model.seen.bev_to_image, wanted)
+    assert found.bev_to_global is not None
+    assert torch.equal(found.bev_to_global, mount)
+
+
 def test_step_needs_data_settings() -> None:
     with pytest.raises(ConfigError, match=r"data=config\.data"):
         StreamingPredictor(Spy()).step({"CAM_FRONT": grey(1)}, rig(), EgoMotion(EYE), 0.0)
@@ -130,6 +315,9 @@ def test_step_needs_data_settings() -> None:
 
 def test_warming_up_leaves_no_memory() -> None:
     _, predictor = spying()
+    for frames in (0, -1):
+        with pytest.raises(ValueError, match=f"at least 1 frame, got {frames}"):
+            predictor.warm_up(frames)
     assert predictor.warm_up() > 0
     found = predictor.step({"CAM_FRONT": grey(1)}, rig(), EgoMotion(EYE), 0.0)
     assert found.reset == "first frame"
@@ -147,6 +335,7 @@ def test_results_are_in_the_frame_of_the_rig() -> None:
     pose[1, 3] = 100.0
     calibration = replace(rig(), bev_to_ego=lidar)
     found = predictor.step({"CAM_FRONT": grey(1)}, calibration, EgoMotion(pose), 0.0)
+    assert found.bev_to_global is not None
     torch.testing.assert_close(found.bev_to_global, pose @ lidar)
 
 

@@ -15,14 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bevperception.calibration import CameraCalibration, EgoMotion, RigCalibration
 from bevperception.errors import ConfigError
-from bevperception.inference import (
-    CameraCalibration,
-    EgoMotion,
-    Perception,
-    RigCalibration,
-    StreamingPredictor,
-)
+from bevperception.inference import Perception, StreamingPredictor
 from bevperception.streaming.camera_model import CameraInfo
 from bevperception.streaming.cameras import Camera, CameraReport
 from bevperception.streaming.images import CameraImage, ImageFault, decode, is_black

@@ -1,0 +1,178 @@
+"""Where a vehicle's cameras sit, how they project, and how the vehicle moved: as a caller hands it over.
+
+Matrices may be tensors, NumPy arrays or nested lists of any real type; they are kept as float64 copies. Rigid
+transforms may be given as (3, 4), without their last row (0, 0, 0, 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bevperception.geometry import rigid_problem
+
+MatrixLike = Tensor | NDArray[Any] | Sequence[Sequence[float]]
+
+MAX_EXPOSURE_SHIFT_M = 80.0
+"""Farthest that a vehicle can be at a camera's exposure from where it was at the frame's instant, metres."""
+
+
+@dataclass(frozen=True, init=False)
+class CameraCalibration:
+    """A pinhole camera on a vehicle.
+
+    Attributes:
+        width, height: size in pixels of the images that the intrinsics belong to.
+        intrinsics: (3, 3) float64 camera frame to pixels.
+        camera_to_ego: (4, 4) float64.
+
+    Raises:
+        ValueError: if the size is not positive, a matrix has another shape, the intrinsics are not those of a
+            pinhole camera, or ``camera_to_ego`` is not rigid.
+    """
+
+    width: int
+    height: int
+    intrinsics: Tensor
+    camera_to_ego: Tensor
+
+    def __init__(self, width: int, height: int, intrinsics: MatrixLike, camera_to_ego: MatrixLike) -> None:
+        if width < 1 or height < 1:
+            raise ValueError(f"a camera's images need a width and height of at least 1, got {width}x{height}")
+        _set(
+            self,
+            width=width,
+            height=height,
+            intrinsics=_intrinsics(intrinsics),
+            camera_to_ego=_mounting(camera_to_ego, "camera_to_ego"),
+        )
+
+
+@dataclass(frozen=True, init=False)
+class RigCalibration:
+    """All cameras of a vehicle.
+
+    Attributes:
+        cameras: by channel, for example CAM_FRONT.
+        bev_to_ego: (4, 4) float64; the identity for models that reason in the ego frame.
+
+    Raises:
+        ValueError: if ``bev_to_ego`` has another shape or is not rigid.
+    """
+
+    cameras: Mapping[str, CameraCalibration]
+    bev_to_ego: Tensor
+
+    def __init__(
+        self, cameras: Mapping[str, CameraCalibration], bev_to_ego: MatrixLike | None = None
+    ) -> None:
+        frame = torch.eye(4, dtype=torch.float64) if bev_to_ego is None else bev_to_ego
+        _set(self, cameras=cameras, bev_to_ego=_mounting(frame, "bev_to_ego"))
+
+
+@dataclass(frozen=True, init=False)
+class EgoMotion:
+    """Where the vehicle was at a frame's instant and at its exposures.
+
+    Values are not judged here: localisation fails on the road, and :meth:`problem` says how.
+
+    Attributes:
+        ego_to_global: (4, 4) float64 at the frame's instant; global is any frame that stands still.
+        at_exposure: ``ego_to_global`` (4, 4) by channel; a camera without one took its image at the
+            frame's instant.
+
+    Raises:
+        ValueError: if a matrix has another shape.
+    """
+
+    ego_to_global: Tensor
+    at_exposure: Mapping[str, Tensor]
+
+    def __init__(
+        self, ego_to_global: MatrixLike, at_exposure: Mapping[str, MatrixLike] | None = None
+    ) -> None:
+        poses = {
+            channel: _matrix(pose, f"at_exposure[{channel!r}]", rigid=True)
+            for channel, pose in (at_exposure or {}).items()
+        }
+        _set(self, ego_to_global=_matrix(ego_to_global, "ego_to_global", rigid=True), at_exposure=poses)
+
+    def problem(self, channels: Iterable[str]) -> str:
+        """Why the motion cannot be a vehicle's; '' if it can.
+
+        Args:
+            channels: cameras whose exposures count.
+        """
+        found = rigid_problem(self.ego_to_global)
+        if found:
+            return f"ego_to_global {found}"
+        for channel in channels:
+            pose = self.at_exposure.get(channel)
+            if pose is None:
+                continue
+            found = rigid_problem(pose)
+            if found:
+                return f"ego_to_global at the exposure of {channel} {found}"
+            shift_m = float((pose[:3, 3] - self.ego_to_global[:3, 3]).norm())
+            if shift_m > MAX_EXPOSURE_SHIFT_M:
+                return f"the exposure of {channel} lies {shift_m:.4g} m away from the frame"
+        return ""
+
+
+def _set(instance: object, **values: object) -> None:
+    """Give a frozen dataclass its fields."""
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
+
+
+def _matrix(value: MatrixLike, name: str, rigid: bool) -> Tensor:
+    """A float64 copy on the CPU, (4, 4) of a rigid transform and (3, 3) else.
+
+    Raises:
+        ValueError: if the value is no matrix of real numbers, or has another shape.
+    """
+    wanted = "(4, 4), or (3, 4) without the last row" if rigid else "(3, 3)"
+    if isinstance(value, Tensor):
+        real = not (value.dtype.is_complex or value.dtype == torch.bool)
+        kind, shape = str(value.dtype), tuple(value.shape)
+        matrix = value.detach().cpu().double() if real else torch.empty(0)
+    else:
+        try:
+            array = np.asarray(value)
+        except ValueError as error:  # rows of different lengths
+            raise ValueError(f"{name} must be a matrix {wanted}: {error}") from error
+        real, kind, shape = array.dtype.kind in "fiu", str(array.dtype), array.shape
+        matrix = torch.from_numpy(array.astype(np.float64)) if real else torch.empty(0)
+    if not real:
+        raise ValueError(f"{name} must be a matrix of real numbers, got {type(value).__name__} of {kind}")
+    if rigid and shape == (3, 4):
+        return torch.cat((matrix, matrix.new_tensor([[0.0, 0.0, 0.0, 1.0]])))
+    if shape != ((4, 4) if rigid else (3, 3)):
+        raise ValueError(f"{name} must be a matrix {wanted}, got shape {shape}")
+    return matrix.clone()
+
+
+def _mounting(value: MatrixLike, name: str) -> Tensor:
+    matrix = _matrix(value, name, rigid=True)
+    problem = rigid_problem(matrix)
+    if problem:
+        raise ValueError(f"{name} must be a rotation and a translation in metres, but it {problem}")
+    return matrix
+
+
+def _intrinsics(value: MatrixLike) -> Tensor:
+    matrix = _matrix(value, "intrinsics", rigid=False)
+    (fx, skew, _), (tilt, fy, _), last = matrix.tolist()
+    invertible = fx > 0 and fy > 0 and abs(fx * fy - skew * tilt) > 1e-9 * fx * fy
+    if not bool(matrix.isfinite().all()) or last != [0.0, 0.0, 1.0] or not invertible:
+        raise ValueError(
+            "intrinsics must be finite, [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels with positive focal "
+            f"lengths fx and fy, got {matrix.tolist()}"
+        )
+    return matrix
