@@ -164,10 +164,25 @@ def test_queries_made_of_proposals() -> None:
     assert module([none, none]).padding.shape == (2, 0)
     alone = module([few])
     torch.testing.assert_close(queries.content[0, :3], alone.content[0])
+
+
+def test_gradients_reach_proposals_through_the_content_alone() -> None:
+    """A place that moved with the loss of what is decoded there would not be a proposal's."""
+    torch.manual_seed(0)
+    module = HybridQueries(32, 10, RANGE).double()
     proposals = made_up(4, requires_grad=True)
-    (module([proposals]).content * torch.randn(4, 32).double()).sum().backward()
-    assert proposals.features.grad.abs().sum() > 0
-    assert (proposals.boxes.values.grad.abs().sum(-1) > 0).all()
+    queries = module([proposals, made_up(2, seed=1)])
+    assert not queries.reference_points.requires_grad
+    inputs = (proposals.boxes.values, proposals.features)
+    for moved in torch.autograd.grad(
+        queries.position.square().sum(), inputs, retain_graph=True, allow_unused=True
+    ):
+        assert moved is None
+    by_values, by_features = torch.autograd.grad(
+        (queries.content * torch.randn(2, 4, 32).double()).sum(), inputs
+    )
+    assert (by_values.abs().sum(-1) > 0).all()
+    assert (by_features.abs().sum(-1) > 0).all()
 
 
 def test_groups_learn_apart_and_predict_as_one() -> None:
@@ -214,16 +229,25 @@ def test_grouped_attention_with_padding_against_groups_alone() -> None:
 
 
 def test_padding_takes_no_part_in_the_loss() -> None:
+    """A sample's padding, whatever it holds, changes no loss and has no gradient."""
     model = tiny_model(v2_config(limit=6)).train()
     outputs, _ = model(random_frames(2))
-    detection = outputs.detection
-    valid = torch.ones(2, detection.class_logits.shape[2], dtype=torch.bool)
+    queries = outputs.detection.class_logits.shape[2]
+    assert queries == 17
+    valid = torch.ones(2, queries, dtype=torch.bool)
     valid[0, 12:] = False
-    logits, codes = detection.class_logits.clone(), detection.box_codes.clone()
-    logits[:, 0, 12:], codes[:, 0, 12:] = 50.0, 1e6
-    padded = DetectionOutputs(logits, codes, 1, valid)
-    losses = model.losses(replace(outputs, detection=padded), some_targets())
-    assert all(value < 1e4 for value in losses.values())
+    found = []
+    for logit, code in ((50.0, 1e6), (-3.0, 0.0)):
+        logits, codes = (
+            x.detach().clone() for x in (outputs.detection.class_logits, outputs.detection.box_codes)
+        )
+        logits[:, 0, 12:], codes[:, 0, 12:] = logit, code
+        padded = DetectionOutputs(logits.requires_grad_(), codes.requires_grad_(), 1, valid)
+        found.append(model.losses(replace(outputs, detection=padded), some_targets()))
+        for gradient in torch.autograd.grad(sum(found[-1].values()), (logits, codes)):
+            assert (gradient[:, 0, 12:] == 0).all()
+            assert (gradient[:, 1, 12:] != 0).any()
+    assert found[0] == found[1]
 
 
 def test_the_first_stage_alone() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -59,6 +60,23 @@ def test_assignment_is_the_cheapest(queries: int, truths: int, seed: int) -> Non
     assert float(cost[rows, columns].sum()) == pytest.approx(best)
 
 
+@given(seed=st.integers(0, 1000), data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_assignment_of_predictions_with_holes_between_them(seed: int, data: st.DataObject) -> None:
+    """As that of the predictions that take part alone."""
+    masks = st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=3, max_size=3)
+    valid = np.array(data.draw(masks))
+    counts = data.draw(st.lists(st.integers(0, 4), min_size=3, max_size=3))
+    cost = torch.rand(2, 3, 6, 4, generator=torch.Generator().manual_seed(seed))
+    found = {tuple(row) for row in assign_all(cost, counts, valid).tolist()}
+    expected = set()
+    for sample, there in enumerate(valid):
+        places = there.nonzero()[0]
+        alone = assign_all(cost[:, sample : sample + 1, places], [counts[sample]])
+        expected |= {(s, sample, int(places[query]), truth) for s, _, query, truth in alone.tolist()}
+    assert found == expected
+
+
 def test_assignment_survives_non_finite_costs() -> None:
     cost = torch.tensor([[float("nan"), 1.0], [2.0, float("inf")]])
     rows, columns = assign_all(cost[None, None], [cost.shape[1]])[:, 2:].T
@@ -91,14 +109,49 @@ def make_loss(**changes: object) -> DetectionLoss:
     return DetectionLoss(BoxCodec(), 2.0, 0.25, 2.0, 0.25, [1.0] * 8 + [0.2, 0.2], **changes)
 
 
-def test_perfect_boxes_have_no_box_loss_and_more_truths_than_queries_work() -> None:
+def test_perfect_boxes_have_no_box_loss() -> None:
     boxes = random_boxes(5)
     codes = BoxCodec().encode(boxes)[None, None]
     truth = [Boxes3D(boxes, torch.arange(5))]
     losses = make_loss()(DetectionOutputs(torch.zeros(1, 1, 5, 10).double(), codes), truth, lambda x: x)
     assert losses["box"] == pytest.approx(0.0, abs=1e-12)
-    few = DetectionOutputs(torch.zeros(1, 1, 2, 10).double(), codes[:, :, :2])
-    assert make_loss()(few, truth, lambda x: x)["box"].isfinite()
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_more_truths_than_queries(holes: bool) -> None:
+    """Losses are divided by the pairs that there are: two of five truths, and one of one."""
+    boxes = random_boxes(5)
+    truth = [Boxes3D(boxes, torch.arange(5)), Boxes3D(boxes[3:4], torch.tensor([7]))]
+    codes = BoxCodec().encode(boxes[[1, 3, 3, 0]]).view(1, 2, 2, 10) + 0.25
+    valid = None
+    if holes:  # padding before, between and after
+        codes = codes[:, :, [0, 0, 1, 1, 1]]
+        valid = torch.tensor([[False, True, False, True, False], [True, False, True, False, False]])
+        codes[:, ~valid] = 1e6
+    logits = torch.zeros(*codes.shape[:3], 10).double()
+    losses = make_loss()(DetectionOutputs(logits, codes, 1, valid), truth, lambda x: x)
+    assert float(losses["box"]) == pytest.approx(0.25 * 0.25 * (8 + 2 * 0.2))
+    # A probability of a half for each of four queries' ten classes, three of which are right.
+    focal = 0.25 * math.log(2)
+    assert float(losses["class"]) == pytest.approx(2.0 * focal * (3 * 0.25 + 37 * 0.75) / 3)
+
+
+def test_smooth_box_loss_by_hand() -> None:
+    """Half the square over beta below beta, beta / 2 below the difference above it."""
+    boxes = random_boxes(1)
+    codes = BoxCodec().encode(boxes)[None, None].clone()
+    codes[..., 0] += 0.3
+    codes[..., 1] -= 0.4
+    codes[..., 4] += 2.0
+    codes[..., 9] -= 0.1
+    loss = make_loss(smooth=True, smooth_beta=0.4)
+    found = loss(
+        DetectionOutputs(torch.zeros(1, 1, 1, 10).double(), codes),
+        [Boxes3D(boxes, torch.tensor([2]))],
+        lambda x: x,
+    )
+    expected = 0.5 * 0.09 / 0.4 + 0.2 + 1.8 + 0.2 * 0.5 * 0.01 / 0.4
+    assert float(found["box"]) == pytest.approx(0.25 * expected)
 
 
 @pytest.mark.parametrize("keep", [False, True])
