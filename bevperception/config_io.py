@@ -22,12 +22,14 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from bevperception.config import ExperimentConfig
+from bevperception.documents import MOST_YAML_BYTES, RefusedError, check_yaml_bounds, read_text, read_yaml
 from bevperception.errors import ConfigError
 from bevperception.files import write_text
 from bevperception.ranges import rules_text
 
 BASE_KEY = "base"
 COMMAND_LINE = "command line"
+MOST_PATH = 4096
 
 
 @dataclass
@@ -174,6 +176,8 @@ class ConfigParser(ArgumentParser):
         Raises:
             ConfigError: as :func:`load_config`; an unknown or incomplete option.
         """
+        argv = sys.argv[1:] if argv is None else argv
+        _check_options(argv)
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         for name in ("config", *fallback_options):
             early.add_argument(f"--{name}", nargs="?")
@@ -191,13 +195,14 @@ class ConfigParser(ArgumentParser):
         self.set_defaults(dict(flatten(_only_sections(base_values.as_dict()))))
         self._origin = ConfigSource(name=COMMAND_LINE)
         options = self.parse_args(argv)
-        self._origin = _with_command_line(source, sys.argv[1:] if argv is None else argv)
+        self._origin = _with_command_line(source, argv)
         return self.instantiate_config(options), options
 
     def parse_values(self, source: ConfigSource) -> Namespace:
         """Check nested values against the fields; see :func:`typed_config`."""
         self._origin = source
         _refuse_unknown(source)
+        _check_texts(source)
         values: Namespace = self.parse_object(source.values, defaults=True)
         return values
 
@@ -238,21 +243,6 @@ class ConfigParser(ArgumentParser):
         return f"{self._origin.name}: {' '.join(message.split())[:300]}"
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, of which plain YAML would silently drop the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def _read_into(source: ConfigSource, path: Path, parents: tuple[Path, ...]) -> None:
     """Merge a file's bases, then the file itself."""
     resolved = path.resolve()
@@ -262,7 +252,7 @@ def _read_into(source: ConfigSource, path: Path, parents: tuple[Path, ...]) -> N
     values = _read_yaml(path, parents)
     bases = values.pop(BASE_KEY, None) or []
     for base in bases if isinstance(bases, list) else [bases]:
-        if not isinstance(base, str):
+        if not isinstance(base, str) or "\0" in base:
             raise ConfigError(f"{path}: base must be a file name or a list of file names, got {base!r}")
         _read_into(source, path.parent / base, (*parents, resolved))
     _merge(source, values, str(path))
@@ -270,27 +260,12 @@ def _read_into(source: ConfigSource, path: Path, parents: tuple[Path, ...]) -> N
 
 def _read_yaml(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
     asked_by = f" (a base of {parents[-1].name})" if parents else ""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read the config file {path}{asked_by}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"the config file {path}{asked_by} is not UTF-8 text") from None
-    try:
-        values = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {_yaml_problem(error)}") from None
+    values = read_yaml(path, f"the config file {path}{asked_by}")
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path} must hold sections such as 'training:', got {type(values).__name__}")
     return values
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
-    return place + str(getattr(error, "problem", error))
 
 
 def _merge(source: ConfigSource, values: Mapping[str, Any], origin: str) -> None:
@@ -310,6 +285,35 @@ def _merge(source: ConfigSource, values: Mapping[str, Any], origin: str) -> None
             source.origin[name] = origin
 
     lay(values, source.values, "")
+
+
+def _check_texts(source: ConfigSource) -> None:
+    """Bound the texts among the values: jsonargparse reads them as YAML once more."""
+    for key, value in flatten(source.values):
+        if isinstance(value, str):
+            _check_text(value, f"{source.origin.get(key, source.name)}: {key}")
+
+
+def _check_options(argv: Sequence[str]) -> None:
+    """Bound what jsonargparse reads from a command line: values, and the files that sections may name."""
+    option = ""
+    for argument in argv:
+        value = argument
+        if argument.startswith("--"):
+            option, _, value = argument.removeprefix("--").partition("=")
+        name = f"{COMMAND_LINE}: {option}"
+        if option in _SECTIONS and value and len(value) < MOST_PATH and Path(value).is_file():
+            value = read_text(Path(value), f"{name}: {value}", MOST_YAML_BYTES)
+        _check_text(value, name)
+
+
+def _check_text(text: str, name: str) -> None:
+    try:
+        check_yaml_bounds(text)
+    except RefusedError as error:
+        raise ConfigError(f"{name}: {error.problem}") from None
+    except yaml.YAMLError:
+        return  # no YAML, which most texts need not be; where one has to be, jsonargparse says so
 
 
 def _with_command_line(source: ConfigSource, argv: Sequence[str]) -> ConfigSource:

@@ -237,7 +237,9 @@ def _scalar_problem(kind: Any, value: Any) -> str | None:
     if kind is str:
         if not isinstance(value, str):
             return _KINDS[str]
-        return "text without NUL characters" if "\0" in value else None
+        # Neither can be in a file's name, and a surrogate in no file.
+        unfit = "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)
+        return "text without NUL characters and surrogates" if unfit else None
     return None
 
 

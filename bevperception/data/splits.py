@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from nuscenes.utils.splits import create_splits_scenes
 
+from bevperception.documents import read_json
 from bevperception.errors import ConfigError, DataError
 
 _VERSION_SUFFIX = {
@@ -37,10 +37,7 @@ def custom_splits(version_folder: Path) -> dict[str, list[str]]:
     path = version_folder / "splits.json"
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from error
+    content = read_json(path, str(path), DataError)
     if not isinstance(content, dict) or not all(
         isinstance(v, list) and all(isinstance(name, str) for name in v) for v in content.values()
     ):

@@ -25,6 +25,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from bevperception.documents import read_yaml
 from bevperception.errors import ConfigError
 from bevperception.files import write_text
 from bevperception.geometry import invert_rigid, pose_matrix
@@ -69,14 +70,7 @@ def read_mounts(path: Path) -> Mounts:
     Raises:
         ConfigError: if it is missing, or something in it is.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read calibration file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"calibration file {path} is not valid YAML: {' '.join(str(error).split())}"
-        ) from error
+    content = read_yaml(path, f"calibration file {path}")
     cameras = content.get("cameras") if isinstance(content, dict) else None
     if not isinstance(cameras, dict) or not cameras:
         raise ConfigError(f"calibration file {path} has no section 'cameras' with an entry for each camera")
@@ -92,7 +86,7 @@ def read_mounts(path: Path) -> Mounts:
 def _pose(path: Path, where: str, entry: Any) -> Tensor:
     try:
         return pose_from_xyzw(entry["translation_m"], entry["rotation_xyzw"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"calibration file {path}: {where} needs translation_m and rotation_xyzw: {error}"
         ) from error

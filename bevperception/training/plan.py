@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bevperception.checkpoints.weights import CARD_NAME, WEIGHTS_NAME
+from bevperception.documents import read_json, read_yaml
 from bevperception.errors import BevError, ConfigError, DataError
 from bevperception.files import write_text
 from bevperception.training.record import dump_record, record
@@ -66,8 +65,9 @@ class Run:
         folder = out / self.name
         if not (folder / WEIGHTS_NAME).is_file() or not (folder / CARD_NAME).is_file():
             return None
-        metrics: dict[str, Any] = json.loads((folder / CARD_NAME).read_text()).get("metrics", {})
-        return metrics or None
+        card = read_json(folder / CARD_NAME, f"the card of run {folder}", DataError)
+        metrics = card.get("metrics") if isinstance(card, dict) else None
+        return metrics if isinstance(metrics, dict) and metrics else None
 
 
 def read_plan(path: Path) -> list[Run]:
@@ -76,12 +76,7 @@ def read_plan(path: Path) -> list[Run]:
     Raises:
         ConfigError: it is missing or no such file, or a run starts from one that does not stand before it.
     """
-    try:
-        plan = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read plan {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"plan {path} is not YAML: {' '.join(str(error).split())}") from None
+    plan = read_yaml(path, f"plan {path}")
     if not isinstance(plan, dict) or not isinstance(plan.get("runs"), dict) or set(plan) - {"common", "runs"}:
         raise ConfigError(f"plan {path} must hold 'runs' by name and may hold 'common' options, nothing else")
     common = plan.get("common") or {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bevperception.checkpoints.weights import CARD_NAME
+from bevperception.documents import read_json
 from bevperception.errors import DataError
 
 CURVE_POINTS = 20
@@ -29,10 +30,11 @@ def record(folder: Path, points: int = CURVE_POINTS) -> dict[str, Any]:
     Raises:
         DataError: the run is not complete.
     """
-    try:
-        card = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"no complete run in {folder}: {error.strerror}") from error
+    if not (folder / CARD_NAME).is_file():
+        raise DataError(f"no complete run in {folder}: it has no {CARD_NAME}")
+    card = read_json(folder / CARD_NAME, f"the card of run {folder}", DataError)
+    if not isinstance(card, dict):
+        raise DataError(f"the card in {folder} must hold names and values, got {type(card).__name__}")
     metrics = card.get("metrics") or {}
     detection = metrics.get("detection") or {}
     iou = (metrics.get("segmentation") or {}).get("iou", {})

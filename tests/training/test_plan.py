@@ -150,7 +150,7 @@ def test_shipped_plans_name_configurations_and_settings_that_exist(path: Path) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("runs: [a", "is not YAML"),
+        ("runs: [a", "is not valid YAML"),
         ("steps: 5", "must hold 'runs' by name"),
         ("runs: {a: {options: {}}}", "run 'a' .* must hold 'config'"),
         ("runs: {a: {config: x, colour: red}}", "run 'a' .* must hold 'config'"),
