@@ -6,11 +6,13 @@ from typing import Any, Final
 
 import cv2
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from shapely.geometry import Polygon
 from shapely.geometry.polygon import orient
 
 from bevperception.data.world import markings
+from bevperception.data.world.areas import area, one_polygon
 from bevperception.data.world.paths import Path
 from bevperception.data.world.roads import Road, Town, drive_outline, road_outline
 from bevperception.data.world.seeds import token
@@ -46,7 +48,7 @@ class _Writer:
         return [self.add("node", x=round(float(x), 3), y=round(float(y), 3)) for x, y in points]
 
     def polygon(self, shape: Polygon | Array) -> str:
-        polygon = orient(shape if isinstance(shape, Polygon) else Polygon(shape), 1.0)
+        polygon = orient(shape if isinstance(shape, Polygon) else area(shape), 1.0)
         exterior = self.nodes(np.asarray(polygon.exterior.coords)[:-1])
         holes = [{"node_tokens": self.nodes(np.asarray(r.coords)[:-1])} for r in polygon.interiors]
         return self.add("polygon", exterior_node_tokens=exterior, holes=holes)
@@ -152,7 +154,7 @@ def _add_lanes(writer: _Writer, town: Town) -> None:
         )
     for connector in town.connectors:
         outline = connector.path.strip(-1.5, 1.5, 0.0, connector.path.length, 2.0)
-        writer.add("lane_connector", polygon_token=writer.polygon(Polygon(outline).buffer(0)))
+        writer.add("lane_connector", polygon_token=writer.polygon(one_polygon(Polygon(outline).buffer(0))))
 
 
 def _divider_segments(writer: _Writer, path: Path, left_m: float, centre: bool) -> list[Record]:
@@ -199,7 +201,7 @@ def map_image(town: Town) -> NDArray[np.uint8]:
     """(height, width) picture of the drivable area and the walkways, 255 inside, north up."""
     width, height = (round(edge / MAP_IMAGE_M) for edge in town.canvas_m)
     image = np.zeros((height, width), dtype=np.uint8)
-    for polygon in (town.drivable, *town.walkways):
+    for polygon in (*shapely.get_parts(town.drivable), *town.walkways):
         rings = [polygon.exterior, *polygon.interiors]
         points = [
             np.round(np.asarray(ring.coords) / MAP_IMAGE_M * [1, -1] + [0, height]).astype(np.int32)

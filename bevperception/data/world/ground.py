@@ -7,11 +7,12 @@ from typing import Final
 
 import cv2
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from bevperception.data.world import markings
 from bevperception.data.world.markings import crossings, stop_lines
-from bevperception.data.world.roads import Town, car_park_outline
+from bevperception.data.world.roads import Town
 from bevperception.data.world.scenery import Prop
 from bevperception.data.world.shadows import shadow_points
 from bevperception.data.world.weather import Weather
@@ -110,24 +111,22 @@ class _Brush:
 def _paint_surfaces(brush: _Brush, town: Town) -> None:
     for walkway in town.walkways:
         brush.fill([np.asarray(r.coords) for r in (walkway.exterior, *walkway.interiors)], WALKWAY)
-    for road in town.roads:
-        car_park = car_park_outline(road)
-        if car_park is not None:
-            brush.fill([car_park], CAR_PARK)
-    area = town.drivable
-    rings = [np.asarray(ring.coords) for ring in (area.exterior, *area.interiors)]
-    brush.fill(rings, ASPHALT)
-    for ring in rings:
-        if brush.inside(ring):
-            cv2.polylines(
-                brush.image,
-                [brush.pixels(ring)],
-                True,
-                KERB,
-                max(1, round(0.2 / brush.texel_m)),
-                cv2.LINE_AA,
-                SHIFT,
-            )
+    for car_park in town.car_parks:
+        brush.fill([np.asarray(car_park.exterior.coords)[:-1]], CAR_PARK)
+    for part in shapely.get_parts(town.drivable):
+        rings = [np.asarray(ring.coords) for ring in (part.exterior, *part.interiors)]
+        brush.fill(rings, ASPHALT)
+        for ring in rings:
+            if brush.inside(ring):
+                cv2.polylines(
+                    brush.image,
+                    [brush.pixels(ring)],
+                    True,
+                    KERB,
+                    max(1, round(0.2 / brush.texel_m)),
+                    cv2.LINE_AA,
+                    SHIFT,
+                )
     for road in town.roads:  # a slightly different surface tells roads from crossings
         half = road.carriageway_m
         brush.fill([road.centre.strip(-half, half, 0.0, road.centre.length, 2.0)], CROSSING_ASPHALT)

@@ -12,8 +12,9 @@ from functools import cached_property
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from shapely.geometry import MultiPoint, Polygon
+from shapely.geometry import MultiPoint, MultiPolygon, Polygon
 
+from bevperception.data.world.areas import area, one_polygon
 from bevperception.data.world.paths import Path, hermite
 from bevperception.data.world.seeds import generator
 from bevperception.data.world.settings import LOCATIONS
@@ -152,20 +153,20 @@ class Town:
         return out
 
     @cached_property
-    def drivable(self) -> Polygon:
+    def drivable(self) -> Polygon | MultiPolygon:
         """The union of roads, crossings and the drives of car parks."""
-        strips = [Polygon(road_outline(road)) for road in self.roads]
-        drives = [Polygon(drive) for road in self.roads if (drive := drive_outline(road)) is not None]
+        strips = [area(road_outline(road)) for road in self.roads]
+        drives = [area(drive) for road in self.roads if (drive := drive_outline(road)) is not None]
         return shapely.unary_union([*strips, *(node.area for node in self.nodes), *drives])
 
     @cached_property
     def walkways(self) -> list[Polygon]:
         """Walkways along all kerbs, without the drives."""
         paved = shapely.unary_union(
-            [Polygon(road_outline(road)) for road in self.roads] + [node.area for node in self.nodes]
+            [area(road_outline(road)) for road in self.roads] + [node.area for node in self.nodes]
         )
         bands = [
-            Polygon(r.centre.strip(-half, half, -CORNER_M, r.centre.length + CORNER_M, 2.0)).buffer(0)
+            area(r.centre.strip(-half, half, -CORNER_M, r.centre.length + CORNER_M, 2.0)).buffer(0)
             for r in self.roads
             for half in [r.half_width_m + r.walkway_m]
         ]
@@ -178,7 +179,7 @@ class Town:
     def car_parks(self) -> list[Polygon]:
         """The places for parking beside roads."""
         outlines = [car_park_outline(road) for road in self.roads]
-        return [Polygon(outline) for outline in outlines if outline is not None]
+        return [area(outline) for outline in outlines if outline is not None]
 
 
 def road_outline(road: Road) -> Array:
@@ -214,6 +215,17 @@ def build_town(seed: int, location: str) -> Town:
         seed: of the world.
         location: one of ``settings.LOCATIONS``.
     """
+    town = lay_out_roads(seed, location)
+    nodes, roads = town.nodes, town.roads
+    town.lanes = _lanes(roads)
+    town.connectors = _connectors(nodes, roads, town.lanes)
+    for node in nodes:
+        node.area = _node_area(node, roads, town.connectors)
+    return town
+
+
+def lay_out_roads(seed: int, location: str) -> Town:
+    """A town's nodes and roads, as yet without lanes, connectors and the areas of the nodes."""
     rng = generator(seed, "town", LOCATIONS.index(location))
     canvas = (2 * MARGIN_M + (COLUMNS - 1) * SPACING_M, 2 * MARGIN_M + (ROWS - 1) * SPACING_M)
     nodes = _nodes(rng)
@@ -228,11 +240,7 @@ def build_town(seed: int, location: str) -> Town:
         _road(rng, index, nodes[a], nodes[b], arm, (reach[a], reach[b]), widths[index], lane_m)
         for index, (a, b, arm) in enumerate(edges)
     ]
-    lanes = _lanes(roads)
-    connectors = _connectors(nodes, roads, lanes)
-    for node in nodes:
-        node.area = _node_area(node, roads, connectors, lane_m)
-    return Town(location, canvas, nodes, roads, lanes, connectors)
+    return Town(location, canvas, nodes, roads, lanes=[], connectors=[])
 
 
 def _nodes(rng: np.random.Generator) -> list[Node]:
@@ -365,8 +373,9 @@ def _connecting_curve(start: Path, end: Path) -> Array:
     )
 
 
-def _node_area(node: Node, roads: list[Road], connectors: list[Connector], lane_m: float) -> Polygon:
+def _node_area(node: Node, roads: list[Road], connectors: list[Connector]) -> Polygon:
     corners: list[Array] = []
+    lane_m = roads[0].lane_m  # the same in the whole town
     for road_index in node.roads.values():
         road = roads[road_index]
         ends = [s for end, s in zip(road.ends, (0.0, road.centre.length), strict=True) if end == node.index]
@@ -378,5 +387,5 @@ def _node_area(node: Node, roads: list[Road], connectors: list[Connector], lane_
         if c.node == node.index
     ]
     hull = MultiPoint(np.array(corners)).convex_hull
-    area = shapely.unary_union([hull, *ways]).buffer(1.5, quad_segs=4).buffer(-1.5, quad_segs=4)
-    return Polygon(area.simplify(0.05).exterior)
+    rounded = shapely.unary_union([hull, *ways]).buffer(1.5, quad_segs=4).buffer(-1.5, quad_segs=4)
+    return Polygon(one_polygon(rounded.simplify(0.05)).exterior)

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from shapely.geometry import Polygon
+from shapely.geometry import MultiPolygon, Polygon
 
 from bevperception.data.world.catalogue import Colour, draw_colour
 from bevperception.data.world.meshes import Mesh, MeshBuilder
@@ -62,7 +62,7 @@ def furnish_town(town: Town, seed: int) -> list[Prop]:
     kept_free = shapely.union_all([town.drivable, *town.walkways, *town.car_parks]).buffer(0.4)
     shapely.prepare(kept_free)
     props: list[Prop] = []
-    built: list[tuple[Array, Polygon]] = []
+    built: list[tuple[tuple[float, float], Polygon]] = []
     for road in town.roads:
         for side in (-1, 1):
             props += _buildings(road, side, kept_free, built, rng)
@@ -75,7 +75,11 @@ def furnish_town(town: Town, seed: int) -> list[Prop]:
 
 
 def _buildings(
-    road: Road, side: int, kept_free: Polygon, built: list[tuple[Array, Polygon]], rng: np.random.Generator
+    road: Road,
+    side: int,
+    kept_free: Polygon | MultiPolygon,
+    built: list[tuple[tuple[float, float], Polygon]],
+    rng: np.random.Generator,
 ) -> list[Prop]:
     props: list[Prop] = []
     s = 4.0
@@ -88,9 +92,11 @@ def _buildings(
         middle = road.centre.beside(s + width / 2, side * (setback + depth / 2))
         yaw = float(road.centre.yaw(s + width / 2))
         outline = _rectangle(middle, yaw, width, depth)
-        beside = [other for place, other in built if np.hypot(*(place - middle)) < 30.0]
+        # Further away than 30 m along one axis no two buildings can meet.
+        x, y = middle.tolist()
+        beside = [other for place, other in built if abs(place[0] - x) < 30.0 and abs(place[1] - y) < 30.0]
         if not kept_free.intersects(outline) and not any(outline.intersects(other) for other in beside):
-            built.append((middle, outline))
+            built.append(((x, y), outline))
             props.append(_building(middle, yaw, width, depth, rng))
         s += width + float(rng.uniform(0.5, 5.0))
     return props
@@ -136,13 +142,17 @@ def _building_height(floors: int) -> float:
 
 
 def _trees(
-    road: Road, side: int, kept_free: Polygon, built: shapely.STRtree, rng: np.random.Generator
+    road: Road,
+    side: int,
+    kept_free: Polygon | MultiPolygon,
+    built: shapely.STRtree,
+    rng: np.random.Generator,
 ) -> list[Prop]:
     props: list[Prop] = []
     out = road.half_width_m + road.walkway_m + 1.1
     for s in np.arange(6.0, road.centre.length - 5.0, 9.5).tolist():
         place = road.centre.beside(s + float(rng.uniform(-2.0, 2.0)), side * out)
-        if rng.random() < 0.45 or shapely.Point(place).buffer(0.3).intersects(kept_free):
+        if rng.random() < 0.45 or kept_free.intersects(shapely.Point(place).buffer(0.3)):
             continue
         if len(built.query(shapely.Point(place).buffer(1.6), predicate="intersects")):
             continue
