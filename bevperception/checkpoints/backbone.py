@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bevperception.checkpoints.published import internimage_key
-from bevperception.checkpoints.weights import read_torch_file
+from bevperception.checkpoints.tensors import converted, named_tensors, parts_of, some
+from bevperception.checkpoints.torch_files import read_torch_file
 from bevperception.errors import CheckpointError
 from bevperception.models.backbones import internimage
 
 BACKBONE_PREFIXES = ("backbone.", "img_backbone.")
 _PARALLEL_PREFIX = "module."
 _BLOCK = re.compile(r"((?:stages\.\d+\.blocks|layer\d+)\.)\d+\.")
+_STAGE = re.compile(r"(?:(?:stages|downsamples)\.\d+|[^.]+)")
+"""A piece of a backbone that is built as a whole or not at all: a stage, the stem, a classifier."""
 _WRAPPERS = ("state_dict", "model", "module")
 _MAY_BE_MISSING = ("num_batches_tracked", ".scale1", ".scale2")
 """Counters; and layer scales, which some published detectors add at 1 to a classifier without any."""
 
 
-def load_backbone(backbone: nn.Module, variant: str, path: str | Path) -> int:
+def load_backbone(backbone: nn.Module, variant: str, path: str | Path) -> dict[str, int]:
     """Fill a backbone with pre-trained weights.
 
-    Every parameter of the backbone has to be there with its shape, and no stage may have more blocks in
-    the file; what else the file holds (a classifier, a detector's other parts, later stages) is left aside.
+    Every parameter of the backbone has to be there with its shape, and no stage that is built may have others
+    in the file. What else the file holds is left aside: a classifier, a detector's other parts, later stages.
 
     Args:
         backbone: changed in place.
@@ -35,39 +38,58 @@ def load_backbone(backbone: nn.Module, variant: str, path: str | Path) -> int:
         path: safetensors of this project, or a published .pth or safetensors file.
 
     Returns:
-        How many tensors of the file were left aside.
+        How many tensors of which parts of the file were left aside.
 
     Raises:
-        CheckpointError: the file is missing, damaged, holds NaN or infinity, or is of another variant.
+        CheckpointError: the file is missing, damaged, of another variant, or holds NaN, infinity or numbers
+            that are no real ones.
     """
     path = Path(path)
-    found = {_own_name(name, variant): value for name, value in _tensors(path).items()}
+    tensors, aside = _tensors(path)
+    found = {_own_name(name, variant): value for name, value in tensors.items()}
     expected = backbone.state_dict()
-    missing = [n for n in expected if n not in found and not n.endswith(_MAY_BE_MISSING)]
-    reshaped = [n for n, value in expected.items() if n in found and found[n].shape != value.shape]
-    deeper = sorted(_surplus_blocks(found, expected))
-    if missing or reshaped or deeper:
-        if missing:
-            what = f"{len(missing)} of {len(expected)} parameters are missing ({', '.join(missing[:3])})"
-        elif reshaped:
-            name = reshaped[0]
-            shapes = f"{list(found[name].shape)} instead of {list(expected[name].shape)}"
-            what = f"{len(reshaped)} parameters have another shape ({name} {shapes})"
-        else:
-            what = f"it has {len(deeper)} blocks more ({', '.join(deeper[:3])})"
+    problem = _misfit(found, expected)
+    if problem is not None:
         raise CheckpointError(
-            f"{path} does not fit the backbone {variant}: {what}\n"
+            f"{path} does not fit the backbone {variant}: {problem}\n"
             "set model.backbone.variant to the one the weights are of"
         )
-    broken = [n for n in expected if n in found and not _is_finite(found[n])]
-    if broken:
-        raise CheckpointError(f"{path} holds NaN or infinity in {broken[0]} and {len(broken) - 1} others")
-    backbone.load_state_dict({n: found.get(n, value) for n, value in expected.items()})
-    return len(found.keys() - expected.keys())
+    state = converted({n: found[n] for n in expected if n in found}, expected, str(path))
+    backbone.load_state_dict(expected | state)
+    unused = Counter(_stage(name) for name in found if name not in expected)
+    return dict(unused + Counter(aside))
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
+def _misfit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """Why the tensors of a file are not a backbone's, in words; None where they are."""
+    missing = [n for n in expected if n not in found and not n.endswith(_MAY_BE_MISSING)]
+    if missing:
+        return f"{len(missing)} of {len(expected)} parameters are missing ({some(missing)})"
+    reshaped = [n for n, value in expected.items() if n in found and found[n].shape != value.shape]
+    if reshaped:
+        name = reshaped[0]
+        shapes = f"{list(found[name].shape)} instead of {list(expected[name].shape)}"
+        return f"{len(reshaped)} parameters have another shape ({name} {shapes})"
+    deeper = sorted(_surplus_blocks(found, expected))
+    if deeper:
+        return f"it has {len(deeper)} blocks more ({some(deeper)})"
+    built = {_stage(name) for name in expected}
+    unknown = [n for n in found if n not in expected and _stage(n) in built]
+    if unknown:
+        return f"it has {len(unknown)} tensors that the backbone has no use for ({some(unknown)})"
+    partial = [end for end in (".scale1", ".scale2") if _is_partial(end, found, expected)]
+    return f"only some blocks have {partial[0][1:]}" if partial else None
+
+
+def _is_partial(end: str, found: Iterable[str], expected: Iterable[str]) -> bool:
+    """Whether the file has some, but not all, of the expected names with an end."""
+    there = set(found)
+    return len({name in there for name in expected if name.endswith(end)}) == 2
+
+
+def _stage(name: str) -> str:
+    match = _STAGE.match(name)
+    return match[0] if match else name
 
 
 def _surplus_blocks(found: Iterable[str], expected: Iterable[str]) -> set[str]:
@@ -83,24 +105,45 @@ def _own_name(name: str, variant: str) -> str:
     return name
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file; of a detector's, only those of its backbone."""
+def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Tensors of a file, or of a detector's backbone alone, and how many its other parts have."""
     if path.suffix == ".safetensors":
         try:
             content: object = load_file(path)
-        except (SafetensorError, OSError) as error:
+        except Exception as error:  # a damaged file leads to errors of several types
             raise CheckpointError(f"cannot read the backbone weights {path}: {error}") from None
     else:
         content = read_torch_file(path)
+    aside: Counter[str] = Counter()
     for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
+            aside.update({str(k): n for k, v in content.items() if k != key and (n := _count(v))})
             content = content[key]
-    named = content.items() if isinstance(content, dict) else ()
-    tensors = {k.removeprefix(_PARALLEL_PREFIX): v for k, v in named if isinstance(v, Tensor)}
-    if not tensors:
+    values = content.items() if isinstance(content, dict) else ()
+    named = {k: v for k, v in values if isinstance(v, Tensor)}
+    if not named:
         raise CheckpointError(f"{path} holds no weights by name")
+    named = {k.removeprefix(_PARALLEL_PREFIX): v for k, v in named_tensors(named, str(path)).items()}
     for prefix in BACKBONE_PREFIXES:
-        part = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        part = {k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)}
         if part:
-            return part
-    return tensors
+            aside.update(parts_of(name for name in named if not name.startswith(prefix)))
+            return part, dict(aside)
+    return named, dict(aside)
+
+
+def _count(value: object) -> int:
+    """Tensors in nested containers."""
+    count, waiting, seen = 0, [value], set[int]()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Tensor):
+            count += 1
+        elif id(item) in seen:  # a container may hold itself
+            continue
+        seen.add(id(item))
+        if isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            waiting.extend(item)
+    return count

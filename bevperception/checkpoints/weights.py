@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bevperception.checkpoints.card import Card as Card
+from bevperception.checkpoints.card import card_from_json, card_from_values
+from bevperception.checkpoints.tensors import converted, named_tensors, parts_of, some
+from bevperception.checkpoints.torch_files import read_torch_file
 from bevperception.config import ExperimentConfig
 from bevperception.config_io import ConfigSource, config_from_dict, config_to_dict, flatten
 from bevperception.errors import CheckpointError, ConfigError
@@ -39,28 +42,8 @@ AVERAGE_KEY = "bevperception_average"
 MODEL_PREFIX = "model."
 """What the model's parameters are called under in a training checkpoint's ``state_dict``."""
 
-_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Card:
-    """What weights are: enough to build their model and to know where they come from.
-
-    Args:
-        config: of the run, as :func:`~bevperception.config_io.config_to_dict` gives it.
-        step: optimiser steps taken; None for converted weights.
-        averaged: whether these are the moving average.
-        metrics: of the evaluation of these weights, if there was one.
-        commit: of the code that wrote them, if known.
-        source: file they were converted from, if any.
-    """
-
-    config: dict[str, Any]
-    step: int | None = None
-    averaged: bool = False
-    metrics: dict[str, Any] = field(default_factory=dict)
-    commit: str | None = None
-    source: str | None = None
+MEANINGS = ("detection.classes", "detection.yaw_convention", "perspective.classes", "segmentation.classes")
+"""Settings that say what a part's outputs mean; its weights would fit under others."""
 
 
 @dataclass(frozen=True)
@@ -144,16 +127,35 @@ def read_weights(path: str | Path) -> Weights:
         )
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    checkpoint = read_checkpoint(path)
-    prefix = len(MODEL_PREFIX)
-    state = {k[prefix:]: v for k, v in checkpoint["state_dict"].items() if k.startswith(MODEL_PREFIX)}
-    average = checkpoint.get(AVERAGE_KEY, {})
-    card = Card(checkpoint[CONFIG_KEY], int(checkpoint["global_step"]), averaged=bool(average))
-    return Weights({**state, **average}, card, path)
+    return weights_of(read_checkpoint(path), path)
+
+
+def weights_of(checkpoint: Mapping[str, Any], path: Path) -> Weights:
+    """The model's weights in a training checkpoint, averaged where it has an average.
+
+    Args:
+        checkpoint: of :func:`read_checkpoint`.
+        path: it was read from.
+
+    Raises:
+        CheckpointError: it holds something else than a model's weights there.
+    """
+    state = named_tensors(checkpoint["state_dict"], f"state_dict of {path}")
+    other = [name for name in state if not name.startswith(MODEL_PREFIX)]
+    if other:
+        raise CheckpointError(
+            f"{path} holds {len(other)} tensors that are none of the model's: {some(other)}"
+        )
+    state = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items()}
+    average = named_tensors(checkpoint.get(AVERAGE_KEY, {}), f"{AVERAGE_KEY} of {path}")
+    values = {"config": checkpoint[CONFIG_KEY], "step": checkpoint["global_step"], "averaged": bool(average)}
+    return Weights({**state, **average}, card_from_values(values, str(path)), path)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The plain containers and tensors of a training checkpoint, on the CPU.
+
+    What has to be there is of the right type; whether tensors fit a model is for :func:`check_fit` to say.
 
     Raises:
         CheckpointError: it is missing, damaged or not one of this project's.
@@ -167,75 +169,106 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "published weights have to be converted first"
         )
     plain: dict[str, Any] = checkpoint
+    named_tensors(plain["state_dict"], f"state_dict of {path}")
+    card_from_values({"config": plain[CONFIG_KEY], "step": plain["global_step"]}, str(path))
     return plain
-
-
-def read_torch_file(path: Path) -> object:
-    """Plain containers and tensors of a file of ``torch.save``, on the CPU; no code of it runs.
-
-    Raises:
-        CheckpointError: it is missing, damaged or holds something else.
-    """
-    try:
-        content: object = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"no checkpoint at {path}") from None
-    except pickle.UnpicklingError:  # whose text advises to let its code run
-        raise CheckpointError(
-            f"{path} is damaged or not a checkpoint: no file of torch.save, or one that holds more than "
-            "plain containers and tensors"
-        ) from None
-    except Exception as error:  # a damaged file leads the unpickler to errors of any type
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} is damaged or not a checkpoint: {reason}") from None
-    return content
 
 
 def load_into(
     model: nn.Module, weights: Weights, config: ExperimentConfig | None = None, parts: Sequence[str] = ()
-) -> None:
-    """Fill a model with weights; every name and shape has to fit.
+) -> dict[str, int]:
+    """Fill a model with weights; every name, shape and kind of number has to fit.
 
     Args:
         model: changed in place.
         weights: as read.
-        config: what the model was built from, for the message's likely cause.
+        config: what the model was built from.
         parts: fill these parts of the model alone ("backbone", "neck", ...); none named fills all.
 
+    Returns:
+        How many tensors of which other parts of the file were left aside.
+
     Raises:
-        CheckpointError: names or shapes differ, a part is not there, or a weight is NaN or infinite.
+        CheckpointError: as :func:`check_fit`, or a weight is NaN, infinite or no real number.
     """
     expected = model.state_dict()
+    state = check_fit(expected, weights, config, parts)
+    model.load_state_dict(converted(state, expected, str(weights.path)), strict=not parts)
+    return parts_of(name for name in weights.state if name not in state)
+
+
+def check_fit(
+    expected: Mapping[str, Tensor],
+    weights: Weights,
+    config: ExperimentConfig | None = None,
+    parts: Sequence[str] = (),
+) -> dict[str, Tensor]:
+    """Refuse weights of another architecture, or whose outputs mean something else.
+
+    Args:
+        expected: ``state_dict`` of the model; only names and shapes count.
+        weights: as read.
+        config: what the model was built from: its :data:`MEANINGS` have to be those of the weights, and
+            differences may explain a misfit. None looks at names and shapes alone.
+        parts: of the model; see :func:`load_into`.
+
+    Returns:
+        The weights of these parts.
+
+    Raises:
+        CheckpointError: names, shapes or meanings differ, or a part is not there.
+    """
+    found = weights.state
     if parts:
         expected = _of_parts(expected, parts, "the model")
-        weights = replace(weights, state=_of_parts(weights.state, parts, str(weights.path)))
-    missing = [name for name in expected if name not in weights.state]
-    unexpected = [name for name in weights.state if name not in expected]
+        found = _of_parts(found, parts, str(weights.path))
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
     reshaped = [
-        f"{name} {list(weights.state[name].shape)} instead of {list(value.shape)}"
+        f"{name} {list(found[name].shape)} instead of {list(value.shape)}"
         for name, value in expected.items()
-        if name in weights.state and weights.state[name].shape != value.shape
+        if name in found and found[name].shape != value.shape
     ]
     if missing or unexpected or reshaped:
         kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-        found = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds if names)
+        differences = "; ".join(f"{len(names)} {kind} ({some(names)})" for kind, names in kinds if names)
         cause = _likely_cause(weights.card.config, config)
-        raise CheckpointError(f"{weights.path} is of another architecture: {found}{cause}")
-    damaged = [n for n, value in weights.state.items() if not bool(value.isfinite().all())]
-    if damaged:
-        raise CheckpointError(f"{weights.path} holds NaN or infinite weights in {_some(damaged)}")
-    model.load_state_dict(weights.state, strict=not parts)
+        raise CheckpointError(f"{weights.path} is of another architecture: {differences}{cause}")
+    if config is not None:
+        _check_meanings(parts_of(found), weights, config)
+    return dict(found)
+
+
+def _check_meanings(parts: Mapping[str, int], weights: Weights, config: ExperimentConfig) -> None:
+    """Refuse weights whose classes are in another order than the model's, say."""
+    defaults, ours = (dict(flatten(config_to_dict(c.model))) for c in (ExperimentConfig(), config))
+    theirs = dict(flatten(_model_section(weights.card.config)))
+    for key in MEANINGS:
+        # Cards from before a setting was there are of its default.
+        there = _plain(theirs.get(key, defaults[key]))
+        if key.split(".")[0] in parts and there != ours[key]:
+            raise CheckpointError(
+                f"{weights.path}: model.{key} is {there} in the weights, but {ours[key]} is asked for\n"
+                "what they predict would be taken for something else; leave the setting as it is there"
+            )
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _model_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    section = config.get("model")
+    return section if isinstance(section, Mapping) else {}
 
 
 def _of_parts(state: Mapping[str, Tensor], parts: Sequence[str], owner: str) -> dict[str, Tensor]:
     """The tensors of some parts; a part is what a name begins with, up to the first dot."""
-    by_part: dict[str, dict[str, Tensor]] = {}
-    for name, value in state.items():
-        by_part.setdefault(name.split(".", 1)[0], {})[name] = value
+    there = parts_of(state)
     for part in parts:
-        if part not in by_part:
-            raise CheckpointError(f"{owner} has no part {part!r}; it has {', '.join(sorted(by_part))}")
-    return {name: value for part in parts for name, value in by_part[part].items()}
+        if part not in there:
+            raise CheckpointError(f"{owner} has no part {part!r}; it has {', '.join(sorted(there))}")
+    return {name: value for name, value in state.items() if name.split(".", 1)[0] in parts}
 
 
 def load_model(weights: Weights, config: ExperimentConfig) -> BEVFormer:
@@ -244,6 +277,9 @@ def load_model(weights: Weights, config: ExperimentConfig) -> BEVFormer:
     Raises:
         CheckpointError: the weights are of another architecture.
     """
+    # A first time without memory: sizes in a damaged card must not ask for more than the file holds.
+    with torch.device("meta"):
+        check_fit(BEVFormer(config.model).state_dict(), weights, config)
     model = BEVFormer(config.model)
     load_into(model, weights, config)
     return model
@@ -293,31 +329,27 @@ def _read_safetensors(path: Path) -> Weights:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from None
+    except PermissionError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    except Exception as error:  # a damaged file, or one of strange dtypes, leads to errors of several types
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {str(error)[:160]}") from None
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} was not written by this project: its metadata has no format {FORMAT!r}\n"
             "published weights have to be converted first"
         )
-    try:
-        card = Card(**json.loads(metadata["card"]))
-    except (KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"the card inside {path} cannot be read: {error}") from None
-    return Weights(state, card, path)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    if "card" not in metadata:
+        raise CheckpointError(f"{path} has no card in its metadata, so nobody knows what model it is of")
+    return Weights(state, card_from_json(metadata["card"], str(path)), path)
 
 
 def _likely_cause(there: Mapping[str, Any], here: ExperimentConfig | None) -> str:
     if here is None:
         return ""
-    ours, theirs = config_to_dict(here)["model"], there.get("model", {})
-    keys = differing_keys(ours, theirs)
+    ours, theirs = config_to_dict(here.model), _model_section(there)
+    first, second = dict(flatten(ours)), dict(flatten(theirs))
+    keys = [key for key in differing_keys(ours, theirs) if key in first and key in second]
     if not keys:
         return "\nlikely cause: the code of the model has changed since they were written"
-    first, second = dict(flatten(ours)), dict(flatten(theirs))
-    shown = [f"model.{k} is {first.get(k)} here, {second.get(k)} there" for k in keys[:_SHOWN]]
+    shown = [f"model.{k} is {first[k]} here, {str(second[k])[:80]} there" for k in keys[:3]]
     return f"\nlikely cause: {'; '.join(shown)}"

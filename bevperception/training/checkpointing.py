@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,19 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import nn
 
-from bevperception.checkpoints.weights import CONFIG_KEY, differing_keys, read_checkpoint
+from bevperception.checkpoints.tensors import converted
+from bevperception.checkpoints.weights import (
+    CONFIG_KEY,
+    MODEL_PREFIX,
+    check_fit,
+    differing_keys,
+    read_checkpoint,
+    weights_of,
+)
 from bevperception.config import ExperimentConfig
-from bevperception.config_io import config_to_dict, flatten
+from bevperception.config_io import config_from_dict, config_to_dict, flatten
 from bevperception.errors import CheckpointError, ConfigError
 from bevperception.files import writing
 
@@ -44,6 +54,9 @@ MAY_DIFFER = frozenset(
 )
 """Settings that a resumed run may change; batch size, devices and nodes only with an equal product."""
 
+_STATE_OF_TRAINING = {"optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict}
+"""What Lightning needs of a checkpoint beside the weights, and as what."""
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes whole files or none, see :func:`bevperception.files.writing`.
@@ -58,6 +71,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """See the class."""
         with writing(path) as partial, partial.open("wb") as file:
             torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """By the one way in for checkpoints, onto the CPU; no code of the file runs whatever is asked."""
+        return read_checkpoint(Path(path))
 
 
 class StepCheckpoint(Checkpoint):
@@ -138,22 +157,26 @@ def find_resume(resume: str | None, out: Path) -> Path | None:
     return path
 
 
-def check_resumable(path: Path, config: ExperimentConfig) -> int:
+def check_resumable(path: Path, config: ExperimentConfig, model: nn.Module) -> int:
     """Refuse to go on with a checkpoint under settings that would make another run of it.
 
     Args:
         path: training checkpoint.
         config: of the run that wants to go on.
+        model: of the run, left as it is.
 
     Returns:
         Optimiser steps that it has taken.
 
     Raises:
-        CheckpointError: it is missing, damaged or not one of this project's.
-        ConfigError: the differing keys.
+        CheckpointError: it is missing, damaged or not one of this project's, its weights are not the
+            model's, or it holds no more than weights.
+        ConfigError: the differing keys, or settings inside the checkpoint that this version does not know.
     """
     checkpoint = read_checkpoint(path)
-    there, here = checkpoint[CONFIG_KEY], config_to_dict(config)
+    # Typed first: it may be damaged, and settings that came later have their defaults.
+    typed = config_from_dict(checkpoint[CONFIG_KEY], str(path))
+    there, here = config_to_dict(typed), config_to_dict(config)
     differing = [key for key in differing_keys(there, here) if key not in MAY_DIFFER]
     if _global_batch(there) != _global_batch(here):
         differing.append("training.batch_size x devices x nodes")
@@ -165,6 +188,17 @@ def check_resumable(path: Path, config: ExperimentConfig) -> int:
             f"cannot resume {path} with other settings: {', '.join(shown[:4])}{more}\n"
             "set them back, or start a new run from it with --training.initial_weights"
         )
+    lacking = [key for key, kind in _STATE_OF_TRAINING.items() if not isinstance(checkpoint.get(key), kind)]
+    if lacking:
+        raise CheckpointError(
+            f"cannot resume {path}: it has no {', '.join(lacking)}, so it does not say how training went on\n"
+            "start a new run from its weights with --training.initial_weights"
+        )
+    expected, weights = model.state_dict(), weights_of(checkpoint, path)
+    for state in (checkpoint["state_dict"], weights.state):  # as trained, and averaged
+        own = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items()}
+        found = check_fit(expected, replace(weights, state=own), config)
+        converted(found, expected, str(path))
     return int(checkpoint["global_step"])
 
 

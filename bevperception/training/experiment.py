@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bevperception.checkpoints.backbone import load_backbone
+from bevperception.checkpoints.tensors import left_aside
 from bevperception.config import ExperimentConfig
 from bevperception.data.dataset import build_dataset
 from bevperception.data.nuscenes import NuScenesReader
@@ -55,5 +56,5 @@ def build_model(config: ExperimentConfig) -> BEVFormer:
     if backbone.weights is not None:
         aside = load_backbone(model.backbone, backbone.variant, backbone.weights)
         if is_first_process():
-            print(f"backbone weights from {backbone.weights}; {aside} other tensors in it left aside")
+            print(f"backbone weights from {backbone.weights}; left aside in it: {left_aside(aside)}")
     return model

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import nn
 
+from bevperception.checkpoints.tensors import left_aside
 from bevperception.checkpoints.weights import load_into, read_weights
 from bevperception.config import ExperimentConfig
 from bevperception.config_io import dump_config
@@ -79,14 +80,16 @@ def train(
     """
     quieten_lightning()
     checkpoint = find_resume(resume, out)
-    done = 0 if checkpoint is None else check_resumable(checkpoint, config)
+    done = 0 if checkpoint is None else check_resumable(checkpoint, config, model)
     if is_first_process():
         dump_config(config, out / "config.yaml")
         if checkpoint is not None:
             print(f"resuming {checkpoint} at step {done} of {config.training.steps}")
     if config.training.initial_weights and checkpoint is None:
         weights = read_weights(config.training.initial_weights)
-        load_into(model, weights, config, config.training.initial_parts)
+        aside = load_into(model, weights, config, config.training.initial_parts)
+        if is_first_process():
+            print(f"initial weights from {weights.path}; left aside in it: {left_aside(aside)}")
     freeze(model, config.training.frozen_parts)
     averaging = WeightAveraging(config.training.ema_decay)
     evaluation = Evaluation(evaluate, out, config.training.validate_every, averaging)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from bevperception.checkpoints import backbone as backbone_file
 from bevperception.checkpoints.backbone import load_backbone
+from bevperception.checkpoints.tensors import parts_of
 from bevperception.config_model import BackboneConfig
 from bevperception.errors import CheckpointError
 from bevperception.models.backbones import build_backbone
@@ -28,7 +29,7 @@ def test_a_detectors_checkpoint_fills_its_backbone(tmp_path: Path, wrapped: bool
     state["neck.weight"] = torch.zeros(1)
     torch.save({"state_dict": state} if wrapped else state, tmp_path / "detector.pth")
     fresh = build_backbone(BackboneConfig(MICRO))
-    assert load_backbone(fresh, MICRO, tmp_path / "detector.pth") == 0
+    assert load_backbone(fresh, MICRO, tmp_path / "detector.pth") == {"neck": 1}
     for name, value in trained.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], value)
 
@@ -36,7 +37,9 @@ def test_a_detectors_checkpoint_fills_its_backbone(tmp_path: Path, wrapped: bool
 def test_safetensors_with_other_parts_beside(tmp_path: Path) -> None:
     state = build_backbone(BackboneConfig(MICRO)).state_dict()
     save_file({**state, "head.weight": torch.zeros(1)}, tmp_path / "b.safetensors")
-    assert load_backbone(build_backbone(BackboneConfig(MICRO)), MICRO, tmp_path / "b.safetensors") == 1
+    assert load_backbone(build_backbone(BackboneConfig(MICRO)), MICRO, tmp_path / "b.safetensors") == {
+        "head": 1
+    }
 
 
 @pytest.mark.parametrize(
@@ -56,9 +59,13 @@ def test_published_names_and_shapes_fit(manifest: str, variant: str, monkeypatch
     with torch.device("meta"):
         model = build_backbone(BackboneConfig(variant))
         tensors = {name: torch.empty(shape) for name, (shape, _) in parameters.items()}
-    monkeypatch.setattr(backbone_file, "_tensors", lambda path: tensors)
-    monkeypatch.setattr(backbone_file, "_is_finite", lambda tensor: True)  # names and shapes alone
-    load_backbone(model, variant, "published.pth")
+    monkeypatch.setattr(backbone_file, "_tensors", lambda path: (tensors, {}))
+    monkeypatch.setattr(backbone_file, "converted", lambda found, *_: found)  # names and shapes alone
+    aside = load_backbone(model, variant, "published.pth")
+    outside = {
+        part: count for part, count in parts_of(parameters).items() if part not in ("patch_embed", "levels")
+    }
+    assert aside == outside
 
 
 def test_another_variant_is_refused(tmp_path: Path) -> None:
@@ -81,7 +88,8 @@ def test_a_deeper_backbone_of_the_same_shapes_is_refused(tmp_path: Path) -> None
         load_backbone(shallow, "resnet50", tmp_path / "r101.pth")
     # Stages that are not built are no mistake.
     short = build_backbone(BackboneConfig("resnet101", out_indices=(0, 1)))
-    assert load_backbone(short, "resnet101", tmp_path / "r101.pth") > 0
+    later = sum(name.startswith("layer3.") for name in deep)
+    assert load_backbone(short, "resnet101", tmp_path / "r101.pth") == {"layer3": later}
     micro = build_backbone(BackboneConfig(MICRO)).state_dict()
     surplus = {
         "stages.2.blocks.3." + n.split(".", 4)[-1]: v.clone() for n, v in micro.items() if "2.blocks.2." in n
@@ -96,7 +104,7 @@ def test_nan_is_refused(tmp_path: Path) -> None:
     name = next(iter(state))
     state[name] = torch.full_like(state[name], float("nan"))
     torch.save(state, tmp_path / "nan.pth")
-    with pytest.raises(CheckpointError, match=f"NaN or infinity in {name}"):
+    with pytest.raises(CheckpointError, match=f"NaN or infinite weights in {name}"):
         load_backbone(build_backbone(BackboneConfig(MICRO)), MICRO, tmp_path / "nan.pth")
 
 
