@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
@@ -64,6 +66,28 @@ def first_error(error: BevError | None, device: torch.device) -> BevError | None
     if met.item() == 0.0:
         return None
     return next(found for found in gather_objects(error) if found is not None)
+
+
+@contextlib.contextmanager
+def together(device: torch.device) -> Iterator[None]:
+    """Let an error that one process meets in a block end all of them, at the end of the block.
+
+    All processes run the block, in which they must not wait for each other.
+
+    Args:
+        device: see :func:`first_error`.
+
+    Raises:
+        BevError: in every process, what the first of them met.
+    """
+    error: BevError | None = None
+    try:
+        yield
+    except BevError as met:
+        error = met
+    error = first_error(error, device)
+    if error is not None:
+        raise error
 
 
 def is_first_process() -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 USAGE_EXIT_CODE = 2
 INTERRUPT_EXIT_CODE = 130
@@ -118,6 +120,24 @@ def os_error_sentence(error: OSError, what: str) -> str:
     """
     hint = {**_DISK_HINTS, **_PLACE_HINTS}.get(error.errno or 0)
     return f"{what}: {error.strerror or error}" + (f"\n{hint}" if hint else "")
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Import a program's modules, which takes seconds; an interrupt from the keyboard ends it with one word.
+
+    Outside of :func:`run_program` it would end in a traceback, and some libraries make another error of it.
+    """
+
+    def leave(*_: object) -> None:
+        os.write(2, b"interrupted\n")
+        os._exit(INTERRUPT_EXIT_CODE)  # nothing has been begun that would have to be put in order
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run_program(main: Callable[[], int | None]) -> None:

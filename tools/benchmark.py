@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bevperception.errors import ConfigError, run_program
+from bevperception.errors import ConfigError, importing, run_program
 
 SUBCOMMANDS = {
     "ops": ("bevperception.benchmarks.ops", "the native operators against the reference and PyPI peers"),
@@ -37,8 +37,9 @@ def main() -> int:
         return 0 if arguments else 2
     if arguments[0] not in SUBCOMMANDS:
         raise ConfigError(f"there is no subcommand {arguments[0]!r}\n{usage()}")
-    module, _ = SUBCOMMANDS[arguments[0]]
-    code: int = importlib.import_module(module).main(arguments[1:])
+    with importing():
+        module = importlib.import_module(SUBCOMMANDS[arguments[0]][0])
+    code: int = module.main(arguments[1:])
     return code
 
 

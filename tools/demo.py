@@ -15,7 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bevperception.errors import BevError, ConfigError, DataError, run_program
+from bevperception.errors import BevError, ConfigError, DataError, importing, run_program
+from bevperception.files import output_folder, write_bytes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KEYFRAME_CONFIG = REPOSITORY / "configs" / "keyframe_micro.yaml"
@@ -70,7 +71,7 @@ def perceive_world(weights: str, out: Path) -> None:
     data = (f"--data.root={world}", "--data.version=v1.0-world")
     evaluation = out / "evaluation"
     run("evaluate.py", f"--weights={weights}", f"--split={WORLD_SPLIT}", f"--out={evaluation}", *data)
-    shutil.copyfile(evaluation / "metrics.json", out / "metrics.json")
+    write_bytes(out / "metrics.json", (evaluation / "metrics.json").read_bytes())
     draw = (f"--weights={weights}", f"--split={WORLD_SPLIT}", *data)
     run("visualize.py", *draw, "--sample=20", f"--out={out / 'prediction.png'}")
     run("visualize.py", *draw, f"--scene={WORLD_SCENE}", f"--out={out / 'scene.mp4'}")
@@ -104,8 +105,9 @@ def cut_keyframe(options: argparse.Namespace, out: Path) -> list[str]:
     Raises:
         DataError: if there is no data, or it cannot be read.
     """
-    from bevperception.data.nuscenes import load_tables
-    from bevperception.data.subset import write_subset
+    with importing():
+        from bevperception.data.nuscenes import load_tables
+        from bevperception.data.subset import write_subset
 
     root = Path(options.data_root).expanduser()
     version = choose_version(root, options.version)
@@ -130,19 +132,18 @@ def learn_keyframe(options: argparse.Namespace, out: Path) -> None:
     run("train.py", f"--config={KEYFRAME_CONFIG}", f"--out={run_folder}", steps, *data)
     run("visualize.py", f"--weights={run_folder}", "--sample=0", f"--out={picture}")
     metrics = run_folder / "evaluation" / f"step-{options.steps:08d}" / "metrics.json"
-    shutil.copyfile(metrics, out / "metrics.json")
+    write_bytes(out / "metrics.json", metrics.read_bytes())
     print(f"\nlook at {picture} (six cameras, prediction and ground truth); numbers: {out / 'metrics.json'}")
 
 
 def main() -> int:
     """Perceive the procedural world, or learn a key frame of the user's."""
     options = parse()
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    if options.data_root is None:
-        perceive_world(options.weights, out)
-    else:
-        learn_keyframe(options, out)
+    with output_folder(options.out, ("metrics.json", "prediction.png", "scene.mp4")) as out:
+        if options.data_root is None:
+            perceive_world(options.weights, out)
+        else:
+            learn_keyframe(options, out)
     return 0
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from bevperception.errors import USAGE_EXIT_CODE, BevError, importing, run_program
+from bevperception.files import output_folder
 
-from bevperception.checkpoints.weights import config_inside, load_model, read_weights
-from bevperception.config_io import ConfigParser
-from bevperception.distributed import is_first_process
-from bevperception.errors import USAGE_EXIT_CODE, BevError, run_program
+with importing():
+    from bevperception.checkpoints.weights import config_inside, load_model, read_weights
+    from bevperception.config_io import ConfigParser
+    from bevperception.distributed import is_first_process
 
 
 def main() -> int | None:
@@ -24,16 +25,18 @@ def main() -> int | None:
     parser.add_argument("--split", type=str, metavar="NAME", help="split; default: data.val_split")
     parser.add_argument("--out", type=str, required=True, metavar="FOLDER", help="for results and metrics")
     config, options = parser.parse_experiment(fallback=config_inside, fallback_options=("weights",))
-    from bevperception.data.nuscenes import NuScenesReader
-    from bevperception.evaluation.devices import launch
-    from bevperception.evaluation.runner import SplitEvaluator
+    with importing():
+        from bevperception.data.nuscenes import NuScenesReader
+        from bevperception.evaluation.devices import launch
+        from bevperception.evaluation.runner import RESULT_FILES, SplitEvaluator
 
     try:
-        device = launch(config.training)
-        model = load_model(read_weights(options.weights), config)
-        reader = NuScenesReader(config.data)
-        evaluator = SplitEvaluator(config, reader, options.split or config.data.val_split)
-        evaluator(model, device, Path(options.out))
+        with output_folder(options.out, RESULT_FILES, writes=is_first_process()) as out:
+            device = launch(config.training)
+            model = load_model(read_weights(options.weights), config)
+            reader = NuScenesReader(config.data)
+            evaluator = SplitEvaluator(config, reader, options.split or config.data.val_split)
+            evaluator(model, device, out)
     except BevError:
         if not is_first_process():
             return USAGE_EXIT_CODE  # the first process says it

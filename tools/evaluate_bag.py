@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bevperception.errors import run_program
+from bevperception.errors import importing, run_program
+from bevperception.files import check_output_file, output_folder
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -28,19 +29,24 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> int | None:
     """Read, evaluate, draw."""
     options = parse()
-    from bevperception.bags.evaluation import evaluate_recording, pictures_of
-    from bevperception.bags.recording import read_recording
-    from bevperception.checkpoints.weights import read_weights
-    from bevperception.config_io import config_from_dict
-    from bevperception.data.nuscenes import NuScenesReader
-    from bevperception.visualization.video import write_video
+    with importing():
+        from bevperception.bags.evaluation import evaluate_recording, pictures_of
+        from bevperception.bags.recording import read_recording
+        from bevperception.checkpoints.weights import read_weights
+        from bevperception.config_io import config_from_dict
+        from bevperception.data.nuscenes import NuScenesReader
+        from bevperception.evaluation.runner import RESULT_FILES
+        from bevperception.visualization.video import write_video
 
+    if options.video:
+        check_output_file(options.video)
     weights = read_weights(options.weights)
     config = config_from_dict(weights.card.config, str(weights.path))
     config.data.root, config.data.version = options.data_root, options.version
-    reader = NuScenesReader(config.data)
-    recording = read_recording(Path(options.bag))
-    result = evaluate_recording(recording, config, reader, options.split, Path(options.out))
+    with output_folder(options.out, RESULT_FILES) as out:
+        reader = NuScenesReader(config.data)
+        recording = read_recording(Path(options.bag))
+        result = evaluate_recording(recording, config, reader, options.split, out)
     print(result.table())
     if options.video:
         pictures = pictures_of(recording, config, reader, options.split, options.score_threshold)

@@ -14,15 +14,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bevperception.data.world import WorldConfig, make_world
-from bevperception.data.world.settings import (
-    MINI_VERSION,
-    TRAIN_SPLIT,
-    VAL_SPLIT,
-    WORLD_VERSION,
-    parse_size,
-)
-from bevperception.errors import run_program
+from bevperception.errors import importing, run_program
+
+with importing():
+    from bevperception.data.world import WorldConfig, make_world
+    from bevperception.data.world.settings import (
+        MINI_VERSION,
+        TRAIN_SPLIT,
+        VAL_SPLIT,
+        WORLD_VERSION,
+        parse_size,
+    )
 
 EXAMPLES = f"""examples:
   a world to train on:                 tools/make_world.py --scenes 120 --seed 7 --size 400x225 out/world

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bevperception.errors import run_program
+from bevperception.errors import importing, run_program
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,10 +30,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> int | None:
     """Read the tables, write the bag, say what is in it."""
     options = parse()
-    from bevperception.bags.scene import BagOptions, write_scene_bag
-    from bevperception.config import DataConfig
-    from bevperception.data.nuscenes import NuScenesReader
+    with importing():
+        from bevperception.bags.files import check_place
+        from bevperception.bags.scene import BagOptions, write_scene_bag
+        from bevperception.config import DataConfig
+        from bevperception.data.nuscenes import NuScenesReader
 
+    check_place(Path(options.out), options.storage, options.overwrite)
     data = DataConfig(root=options.data_root, version=options.version)
     data.bev_frame = "lidar" if options.lidar_frame else "ego"
     reader = NuScenesReader(data)

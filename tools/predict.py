@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from bevperception.errors import importing, run_program
+from bevperception.files import output_folder
 
-from bevperception.checkpoints.weights import config_inside, load_model, read_weights
-from bevperception.config_io import ConfigParser
-from bevperception.errors import run_program
+with importing():
+    from bevperception.checkpoints.weights import config_inside, load_model, read_weights
+    from bevperception.config_io import ConfigParser
 
 
 def main() -> int | None:
@@ -30,17 +31,20 @@ def main() -> int | None:
     )
     parser.add_argument("--out", type=str, required=True, metavar="FOLDER", help="for the results")
     config, options = parser.parse_experiment(fallback=config_inside, fallback_options=("weights",))
-    from bevperception.data.nuscenes import NuScenesReader
-    from bevperception.evaluation.devices import launch
-    from bevperception.evaluation.predictions import choose_samples, write_predictions
+    with importing():
+        from bevperception.data.nuscenes import NuScenesReader
+        from bevperception.evaluation.detection import RESULTS_FILE
+        from bevperception.evaluation.devices import launch
+        from bevperception.evaluation.predictions import MAPS_FOLDER, choose_samples, write_predictions
 
-    reader = NuScenesReader(config.data)
-    chosen = choose_samples(reader, options.sample, options.scene, options.split)
-    config.training.devices = config.training.nodes = 1
-    model = load_model(read_weights(options.weights), config)
-    path = write_predictions(
-        model, config, reader, chosen, launch(config.training), Path(options.out), options.segmentation
-    )
+    folders = (MAPS_FOLDER,) if options.segmentation else ()
+    with output_folder(options.out, (RESULTS_FILE,), folders) as out:
+        reader = NuScenesReader(config.data)
+        chosen = choose_samples(reader, options.sample, options.scene, options.split)
+        config.training.devices = config.training.nodes = 1
+        model = load_model(read_weights(options.weights), config)
+        device = launch(config.training)
+        path = write_predictions(model, config, reader, chosen, device, out, options.segmentation)
     print(f"wrote {path}")
     return None
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bevperception.errors import ConfigError, run_program
+from bevperception.errors import ConfigError, importing, run_program
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -87,11 +87,12 @@ class Recorder:
 def main() -> int | None:
     """Record until interrupted, say what was recorded."""
     options = parse()
-    from bevperception.bags.files import open_writer
-
+    with importing():
+        from bevperception.bags.files import open_writer
     try:
-        import rclpy
-        from rclpy.executors import ExternalShutdownException
+        with importing():
+            import rclpy
+            from rclpy.executors import ExternalShutdownException
     except ImportError as error:
         raise ConfigError("recording needs rclpy: source a ROS 2 installation, or make ros") from error
     with open_writer(Path(options.out), options.storage, options.overwrite) as writer:

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bevperception.errors import BevError, ConfigError, run_program
+from bevperception.errors import BevError, ConfigError, importing, run_program
 
 _SETTLING_S = 0.5
 """Between the last match of publisher and subscriber and the first message."""
@@ -156,12 +156,13 @@ class Replayer:
 def main() -> int | None:
     """Open the bag, play it, say what was sent."""
     options = parse()
-    from bevperception.bags.faults import Fault
-    from bevperception.bags.files import open_reader
-    from bevperception.bags.playback import Playback, PlayOptions
-
+    with importing():
+        from bevperception.bags.faults import Fault
+        from bevperception.bags.files import open_reader
+        from bevperception.bags.playback import Playback, PlayOptions
     try:
-        import rclpy
+        with importing():
+            import rclpy
     except ImportError as error:
         raise ConfigError("replaying needs rclpy: source a ROS 2 installation, or make ros") from error
     what = PlayOptions(

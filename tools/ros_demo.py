@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bevperception.errors import BevError, ConfigError, run_program
+from bevperception.errors import BevError, ConfigError, importing, run_program
+from bevperception.files import output_folder
 
 VERSION, SPLIT = "v1.0-demo", "demo"
 
@@ -62,8 +63,9 @@ def cut_scene(options: argparse.Namespace, out: Path) -> tuple[str, float]:
     Returns:
         name of the scene, and its key frames a second.
     """
-    from bevperception.data.nuscenes import load_tables
-    from bevperception.data.subset import write_subset
+    with importing():
+        from bevperception.data.nuscenes import load_tables
+        from bevperception.data.subset import write_subset
 
     nusc = load_tables(Path(options.data_root).expanduser(), options.version)
     scene = options.scene or nusc.scene[-1]["name"]
@@ -139,10 +141,15 @@ def report(out: Path, sent: dict[str, Any], sets: int) -> None:
 
 
 def main() -> int:
-    """Cut, play, evaluate, draw, report."""
+    """Parse, open the folder, run."""
     options = parse()
-    out = Path(options.out).resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    with output_folder(Path(options.out).resolve(), ("ros-demo.mp4", "node.log", "record.log")) as out:
+        demonstrate(options, out)
+    return 0
+
+
+def demonstrate(options: argparse.Namespace, out: Path) -> None:
+    """Cut, play, evaluate, draw, report."""
     scene, key_frames_per_s = cut_scene(options, out)
     data = ("--data-root", str(out / "data"), "--version", VERSION)
     show("nuscenes_to_bag.py", *data, "--scene", scene, "--out", str(out / "bag"), "--overwrite")
@@ -156,7 +163,6 @@ def main() -> int:
     show("evaluate.py", "--weights", options.weights, "--out", str(out / "offline"), *overrides)
     report(out, sent, sent["sent"]["/sensors/sweep"])
     print(f"\nlook at {video}")
-    return 0
 
 
 if __name__ == "__main__":

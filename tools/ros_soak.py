@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bevperception.errors import BevError, ConfigError, run_program
-from bevperception.files import write_json
+from bevperception.files import output_folder, write_json
 
 SETTLED_S = 120.0
 """Memory is compared with what it was after this long."""
@@ -124,10 +124,15 @@ def count_sets(stamps_ns: Sequence[int]) -> int:
 
 
 def main() -> int:
-    """Run, count, report."""
+    """Parse, open the folder, run."""
     options = parse()
-    out = Path(options.out).resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    with output_folder(Path(options.out).resolve(), ("report.json", "node.log", "record.log")) as out:
+        soak(options, out)
+    return 0
+
+
+def soak(options: argparse.Namespace, out: Path) -> None:
+    """Run, count, report."""
     samples = run(options, out)
     from bevperception.bags.recording import read_recording
 
@@ -150,7 +155,6 @@ def main() -> int:
     for name, value in report.items():
         if name != "memory":
             print(f"{name}: {value}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bevperception.errors import ConfigError, run_program
+from bevperception.errors import ConfigError, importing, run_program
+from bevperception.files import output_folder
 
 
 def main() -> None:
@@ -21,7 +22,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
     parser.add_argument("--only", metavar="NAME,...", help="these runs alone")
     options, extra = parser.parse_known_args()
-    from bevperception.training.plan import read_plan, run_plan  # slow to import; mistakes come first
+    with importing():  # after mistakes have been said, as it takes long
+        from bevperception.training.plan import RECORD_FOLDER, TABLE_NAME, read_plan, run_plan
 
     if options.jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {options.jobs}")
@@ -32,7 +34,9 @@ def main() -> None:
         if unknown:
             raise ConfigError(f"no run {', '.join(unknown)}; the plan has {', '.join(r.name for r in runs)}")
         runs = [run for run in runs if run.name in wanted]
-    print(run_plan(runs, options.out, options.jobs, extra))
+    folders = (RECORD_FOLDER, *(run.name for run in runs))
+    with output_folder(options.out, (TABLE_NAME,), folders) as out:
+        print(run_plan(runs, out, options.jobs, extra))
 
 
 if __name__ == "__main__":

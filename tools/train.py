@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bevperception.config_io import ConfigParser
-from bevperception.distributed import is_first_process
-from bevperception.errors import USAGE_EXIT_CODE, BevError, run_program
+from bevperception.errors import USAGE_EXIT_CODE, BevError, importing, run_program
+
+with importing():
+    from bevperception.config_io import ConfigParser
+    from bevperception.distributed import is_first_process
 
 
 def main() -> int | None:
@@ -20,7 +22,8 @@ def main() -> int | None:
         help="go on from the run folder's newest checkpoint, or from a given one",
     )
     config, options = parser.parse_experiment()
-    from bevperception.training.experiment import train_experiment  # slow to import; mistakes come first
+    with importing():  # after mistakes have been said, as it takes long
+        from bevperception.training.experiment import train_experiment
 
     try:
         train_experiment(config, Path(options.out), options.resume)

@@ -11,23 +11,26 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import DefaultHelpFormatter
+from bevperception.errors import ConfigError, DataError, importing, run_program
 
-from bevperception.checkpoints.weights import config_inside, load_model, read_weights
-from bevperception.config import ExperimentConfig
-from bevperception.config_io import ConfigParser, ConfigSource
-from bevperception.data.dataset import build_dataset
-from bevperception.data.nuscenes import NuScenesReader
-from bevperception.errors import ConfigError, DataError, run_program
-from bevperception.evaluation.devices import launch
-from bevperception.evaluation.predictions import ChosenSamples, choose_samples
-from bevperception.evaluation.runner import perceive
-from bevperception.evaluation.submission import read_submission
-from bevperception.inference import StreamingPredictor
-from bevperception.visualization.bev import SegmentationLayers
-from bevperception.visualization.compose import Opinion, PictureStyle
-from bevperception.visualization.samples import SamplePainter, boxes_of_submission
-from bevperception.visualization.video import write_picture, write_video
+with importing():
+    from jsonargparse import DefaultHelpFormatter
+
+    from bevperception.checkpoints.weights import config_inside, load_model, read_weights
+    from bevperception.config import ExperimentConfig
+    from bevperception.config_io import ConfigParser, ConfigSource
+    from bevperception.data.dataset import build_dataset
+    from bevperception.data.nuscenes import NuScenesReader
+    from bevperception.evaluation.devices import launch
+    from bevperception.evaluation.predictions import ChosenSamples, choose_samples
+    from bevperception.evaluation.runner import perceive
+    from bevperception.evaluation.submission import read_submission
+    from bevperception.files import check_output_file
+    from bevperception.inference import StreamingPredictor
+    from bevperception.visualization.bev import SegmentationLayers
+    from bevperception.visualization.compose import Opinion, PictureStyle
+    from bevperception.visualization.samples import SamplePainter, boxes_of_submission
+    from bevperception.visualization.video import write_picture, write_video
 
 EXAMPLES = """examples:
   the ground truth of the first sample of a split:
@@ -154,10 +157,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, options = build_parser().parse_experiment(argv, settings_source, ("weights",))
     if options.predictions is not None and options.weights is not None:
         raise ConfigError("give either --predictions or --weights, not both")
+    if options.out is not None:
+        check_output_file(output_path(options, ""))
     reader = NuScenesReader(config.data)
     chosen = chosen_samples(options, config, reader)
     tokens = [token for token in chosen.tokens if token in chosen.wanted]
     path = output_path(options, tokens[0])
+    check_output_file(path)
     opinions: Iterator[Opinion | None] = iter([None] * len(tokens))
     if options.predictions is not None:
         opinions = predicted_boxes(Path(options.predictions), reader, tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bevperception.errors import ConfigError, DataError, OutputError
-from bevperception.files import writing_folder
+from bevperception.files import check_output_file, writing_folder
 
 try:
     from rosbags.highlevel import AnyReader, AnyReaderError
@@ -28,6 +29,23 @@ def typestore() -> Any:
     return get_typestore(Stores.ROS2_KILTED)
 
 
+def check_place(path: Path, storage: str, overwrite: bool = False) -> None:
+    """Try whether a bag can be written, before the work for it begins; arguments as of :func:`open_writer`.
+
+    Raises:
+        ConfigError: if there is something already, or the storage is unknown.
+        OutputError: if no folder can be made there.
+    """
+    if storage not in STORAGES:
+        raise ConfigError(f"storage must be one of {', '.join(STORAGES)}, got {storage!r}")
+    if os.path.lexists(path):
+        if not (overwrite and (path / "metadata.yaml").is_file()):
+            raise ConfigError(f"{path} exists already; choose another name or remove it")
+        check_output_file(path.with_name(f"{path.name}.trial"))
+    else:
+        check_output_file(path)
+
+
 @contextmanager
 def open_writer(path: Path, storage: str, overwrite: bool = False) -> Iterator[Any]:
     """A new bag, which appears under its name when it is complete.
@@ -38,12 +56,9 @@ def open_writer(path: Path, storage: str, overwrite: bool = False) -> Iterator[A
         overwrite: replace a bag that is there.
 
     Raises:
-        ConfigError: if there is something already, or the storage is unknown.
+        ConfigError, OutputError: see :func:`check_place`; or the disk is full.
     """
-    if storage not in STORAGES:
-        raise ConfigError(f"storage must be one of {', '.join(STORAGES)}, got {storage!r}")
-    if path.exists() and not (overwrite and (path / "metadata.yaml").is_file()):
-        raise ConfigError(f"{path} exists already; choose another name or remove it")
+    check_place(path, storage, overwrite)
     plugin = StoragePlugin.MCAP if storage == "mcap" else StoragePlugin.SQLITE3
     with writing_folder(path, replace=overwrite) as partial:
         try:

@@ -16,6 +16,7 @@ from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError
 from bevperception.evaluation.detection import class_ranges_m
 from bevperception.evaluation.runner import SplitEvaluator
+from bevperception.files import output_folder
 from bevperception.geometry import MIN_DEPTH_M, box_corners, project_points
 from bevperception.structures import BEVMemory, Boxes3D, CameraFrames, ModelOutputs
 
@@ -161,8 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     about = "NDS without each camera in turn, and the share of objects that only it sees."
     config, options = parse_trained(argv, "cameras", about, writes=True)
-    model, device = load_trained(config, options.weights)
-    evaluator = SplitEvaluator(config, NuScenesReader(config.data), options.split)
-    print(f"{'lost camera':<18}{'NDS':>8}{'mAP':>8}{'fall':>10}{'seen by it':>12}")
-    measure(evaluator, model, device, Path(options.out))
+    with output_folder(options.out) as out:
+        model, device = load_trained(config, options.weights)
+        evaluator = SplitEvaluator(config, NuScenesReader(config.data), options.split)
+        print(f"{'lost camera':<18}{'NDS':>8}{'mAP':>8}{'fall':>10}{'seen by it':>12}")
+        measure(evaluator, model, device, out)
     return 0

@@ -17,6 +17,7 @@ from bevperception.benchmarks.trained import detect, load_trained, parse_trained
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError
 from bevperception.evaluation.runner import SplitEvaluator
+from bevperception.files import output_folder
 from bevperception.models.backbones.internimage import DCNv3, InternImage
 
 SET_BACK: dict[str, tuple[str, ...]] = {
@@ -165,9 +166,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"model.backbone.variant must be an InternImage, got {config.model.backbone.variant}: "
             "others have no deformable convolutions of this kind"
         )
-    model, device = load_trained(config, options.weights)
-    evaluator = SplitEvaluator(config, NuScenesReader(config.data), options.split)
-    print(f"{'convolutions':<18}{'NDS':>8}{'mAP':>8}")
-    sampled = measure(evaluator, model, device, Path(options.out))
+    with output_folder(options.out) as out:
+        model, device = load_trained(config, options.weights)
+        evaluator = SplitEvaluator(config, NuScenesReader(config.data), options.split)
+        print(f"{'convolutions':<18}{'NDS':>8}{'mAP':>8}")
+        sampled = measure(evaluator, model, device, out)
     print(format_sampling(sampled))
     return 0

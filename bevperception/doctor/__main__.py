@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from bevperception.doctor.environment import environment, operators
-from bevperception.errors import USAGE_EXIT_CODE, BevError, run_program
+from bevperception.errors import USAGE_EXIT_CODE, BevError, importing, run_program
 from bevperception.taxonomy import CAMERA_NAMES
+
+with importing():
+    from bevperception.doctor.environment import environment, operators
 
 
 def _print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -25,7 +27,8 @@ def _report_data_root(root: Path, version: str | None, cameras: Sequence[str]) -
     for needed in ("torch", "nuscenes"):
         if importlib.util.find_spec(needed) is None:
             raise BevError(f"{needed} is not installed, so {root} cannot be looked at: run `make install`")
-    from bevperception.doctor.data_root import check_data_root
+    with importing():
+        from bevperception.doctor.data_root import check_data_root
 
     print(f"Data root {root}")
     levels: Counter[str] = Counter()

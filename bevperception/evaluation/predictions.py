@@ -22,6 +22,9 @@ from bevperception.evaluation.submission import SubmissionBox, submission_boxes,
 from bevperception.files import write_bytes
 from bevperception.inference import StreamingPredictor
 
+MAPS_FOLDER = "segmentation"
+"""Below the folder of predictions, for BEV probabilities."""
+
 
 @dataclass(frozen=True)
 class ChosenSamples:
@@ -109,7 +112,7 @@ def write_predictions(
         results[seen.token] = submission_boxes(predictor.decode(seen.outputs)[0], pose, seen.token)
         logits = seen.outputs.segmentation_logits
         if segmentation and logits is not None:
-            path = folder / "segmentation" / f"{seen.token}.npz"
+            path = folder / MAPS_FOLDER / f"{seen.token}.npz"
             _write_maps(path, logits[0].float().sigmoid(), pose, config.model.segmentation)
     path = folder / RESULTS_FILE
     write_submission(path, results)

@@ -19,7 +19,7 @@ from bevperception.data.loading import build_loader, require_loaded
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.distributed import first_error, gather_objects, rank, world_size
 from bevperception.errors import BevError
-from bevperception.evaluation.detection import DetectionResult, evaluate_detection
+from bevperception.evaluation.detection import METRICS_FILE, RESULTS_FILE, DetectionResult, evaluate_detection
 from bevperception.evaluation.segmentation import SegmentationMetric, SegmentationResult
 from bevperception.evaluation.submission import SubmissionBox, submission_boxes
 from bevperception.files import write_json
@@ -27,6 +27,8 @@ from bevperception.inference import StreamingPredictor
 from bevperception.structures import BadSample, Batch, ModelOutputs
 
 METRICS_NAME = "metrics.json"
+RESULT_FILES = (RESULTS_FILE, METRICS_FILE, METRICS_NAME)
+"""What an evaluation writes into its folder."""
 
 
 @dataclass(frozen=True)

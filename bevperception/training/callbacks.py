@@ -15,7 +15,7 @@ from torch import nn
 
 from bevperception.checkpoints.weights import Card, code_commit, save_weights
 from bevperception.config_io import config_to_dict, flatten
-from bevperception.distributed import gather_objects
+from bevperception.distributed import gather_objects, together
 from bevperception.files import write_json
 from bevperception.training.averaging import WeightAveraging, model_of
 from bevperception.training.module import TrainingModule, evaluation_mode
@@ -24,6 +24,7 @@ Evaluate = Callable[[nn.Module, torch.device, Path], dict[str, Any]]
 """(model, device, folder for results) to nested metrics, called in every process; all get the same."""
 
 SKIPPED_NAME = "skipped.json"
+EVALUATION_FOLDER = "evaluation"
 
 
 class Evaluation(Callback):
@@ -63,7 +64,7 @@ class Evaluation(Callback):
     def _run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         step = trainer.global_step
         model = model_of(pl_module)
-        folder = self.out / "evaluation" / f"step-{step:08d}"
+        folder = self.out / EVALUATION_FOLDER / f"step-{step:08d}"
         with self.averaging.applied(pl_module), evaluation_mode(model):
             self.metrics = self.evaluate(model, pl_module.device, folder)
         numbers = {f"val/{k}": v for k, v in flatten(self.metrics) if isinstance(v, (int, float))}
@@ -72,11 +73,14 @@ class Evaluation(Callback):
 
     def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
-        if not trainer.is_global_zero:
-            return
+        with together(pl_module.device):
+            if trainer.is_global_zero:
+                self._save(trainer.global_step, pl_module)
+
+    def _save(self, step: int, pl_module: TrainingModule) -> None:
         card = Card(
             config=config_to_dict(pl_module.config),
-            step=trainer.global_step,
+            step=step,
             averaged=bool(self.averaging.weights.average),
             metrics=self.metrics,
             commit=code_commit(),
@@ -101,11 +105,11 @@ class SkippedReport(Callback):
         skipped: dict[str, str] = {}
         for part in gather_objects(pl_module.skipped):
             skipped |= part
-        if not (skipped and trainer.is_global_zero):
-            return
-        path = self.out / SKIPPED_NAME
-        write_json(path, skipped, indent=2)
-        print(f"{len(skipped)} unreadable samples were skipped; see {path}")
+        with together(pl_module.device):
+            if skipped and trainer.is_global_zero:
+                path = self.out / SKIPPED_NAME
+                write_json(path, skipped, indent=2)
+                print(f"{len(skipped)} unreadable samples were skipped; see {path}")
 
 
 class StepBar(TQDMProgressBar):

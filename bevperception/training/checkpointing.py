@@ -26,7 +26,8 @@ from bevperception.checkpoints.weights import (
 )
 from bevperception.config import ExperimentConfig
 from bevperception.config_io import config_from_dict, config_to_dict, flatten
-from bevperception.errors import CheckpointError, ConfigError
+from bevperception.distributed import together
+from bevperception.errors import CheckpointError, ConfigError, OutputError
 from bevperception.files import writing
 
 CHECKPOINT_FOLDER = "checkpoints"
@@ -63,14 +64,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning's own writes to the system's temporary folder, from where a move to another disk may be
     interrupted halfway.
+
+    Attributes:
+        error: that kept a checkpoint from being written. It is not raised here, as Lightning lets the other
+            processes wait for this one: see :class:`StepCheckpoint`.
     """
+
+    error: OutputError | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
         """See the class."""
-        with writing(path) as partial, partial.open("wb") as file:
-            torch.save(checkpoint, file)
+        try:
+            with writing(path) as partial, partial.open("wb") as file:
+                torch.save(checkpoint, file)
+        except OutputError as error:
+            self.error = error
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
@@ -104,9 +114,19 @@ class StepCheckpoint(Checkpoint):
         step = trainer.global_step
         if step != self._saved_step and (step % self.every == 0 or step == self.last_step):
             trainer.save_checkpoint(checkpoint_path(self.folder, step))
+            self._raise_error(trainer, pl_module)
             self._saved_step = step
             if trainer.is_global_zero:
                 self._remove_old()
+
+    @staticmethod
+    def _raise_error(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Raise in every process what kept the first from writing; the older checkpoints all stay."""
+        writer = trainer.strategy.checkpoint_io
+        assert isinstance(writer, AtomicCheckpointIO)
+        with together(pl_module.device):
+            if writer.error is not None:
+                raise writer.error
 
     def _remove_old(self) -> None:
         if self.keep:

@@ -15,12 +15,14 @@ from bevperception.data.dataset import build_dataset
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.distributed import is_first_process
 from bevperception.evaluation.runner import SplitEvaluator
+from bevperception.files import output_folder
 from bevperception.models.bevformer import BEVFormer
-from bevperception.training.run import train
+from bevperception.training.checkpointing import find_resume
+from bevperception.training.run import RUN_FILES, RUN_FOLDERS, train
 
 
 def train_experiment(config: ExperimentConfig, out: Path, resume: str | None = None) -> dict[str, Any]:
-    """Train and evaluate what a configuration says.
+    """Train and evaluate what a configuration says; no other training may use the run folder meanwhile.
 
     Args:
         config: the whole of it.
@@ -33,14 +35,16 @@ def train_experiment(config: ExperimentConfig, out: Path, resume: str | None = N
     Raises:
         BevError: whatever the user can put right.
     """
-    reader = NuScenesReader(config.data)
-    source = build_dataset(reader, config, config.data.train_split, training=True)
-    evaluator = SplitEvaluator(config, reader, config.data.val_split)
+    with output_folder(out, RUN_FILES, RUN_FOLDERS, writes=is_first_process()):
+        find_resume(resume, out)  # refuses another run's checkpoints before the tables have been read
+        reader = NuScenesReader(config.data)
+        source = build_dataset(reader, config, config.data.train_split, training=True)
+        evaluator = SplitEvaluator(config, reader, config.data.val_split)
 
-    def evaluate(model: nn.Module, device: torch.device, folder: Path) -> dict[str, Any]:
-        return evaluator(model, device, folder).as_dict()
+        def evaluate(model: nn.Module, device: torch.device, folder: Path) -> dict[str, Any]:
+            return evaluator(model, device, folder).as_dict()
 
-    return train(config, build_model(config), source, evaluate, out, resume)
+        return train(config, build_model(config), source, evaluate, out, resume)
 
 
 def build_model(config: ExperimentConfig) -> BEVFormer:

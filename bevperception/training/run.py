@@ -14,12 +14,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import nn
 
 from bevperception.checkpoints.tensors import left_aside
-from bevperception.checkpoints.weights import load_into, read_weights
+from bevperception.checkpoints.weights import CARD_NAME, WEIGHTS_NAME, load_into, read_weights
 from bevperception.config import ExperimentConfig
 from bevperception.config_io import dump_config
 from bevperception.data.loading import SampleSource
@@ -27,7 +27,14 @@ from bevperception.distributed import is_first_process, leave_at_exit
 from bevperception.errors import ConfigError
 from bevperception.models.precision import resolve_precision
 from bevperception.training.averaging import WeightAveraging
-from bevperception.training.callbacks import Evaluate, Evaluation, SkippedReport, progress
+from bevperception.training.callbacks import (
+    EVALUATION_FOLDER,
+    SKIPPED_NAME,
+    Evaluate,
+    Evaluation,
+    SkippedReport,
+    progress,
+)
 from bevperception.training.checkpointing import (
     CHECKPOINT_FOLDER,
     AtomicCheckpointIO,
@@ -36,6 +43,7 @@ from bevperception.training.checkpointing import (
     find_resume,
 )
 from bevperception.training.loader import TrainingData
+from bevperception.training.logs import RunLogger
 from bevperception.training.module import TrainingModule
 
 _NOISE = (
@@ -49,6 +57,11 @@ _NOISE = (
     ".*lr_scheduler.step\\(\\).* before .*optimizer.step\\(\\)",  # a step that loss scaling skipped
     "Found .* module\\(s\\) in eval mode at the start of training",  # frozen stages
 )
+
+CONFIG_NAME, LOGS_FOLDER = "config.yaml", "logs"
+RUN_FILES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, SKIPPED_NAME)
+RUN_FOLDERS = (CHECKPOINT_FOLDER, LOGS_FOLDER, EVALUATION_FOLDER)
+"""What a run writes into its folder."""
 
 
 def train(
@@ -82,7 +95,7 @@ def train(
     checkpoint = find_resume(resume, out)
     done = 0 if checkpoint is None else check_resumable(checkpoint, config, model)
     if is_first_process():
-        dump_config(config, out / "config.yaml")
+        dump_config(config, out / CONFIG_NAME)
         if checkpoint is not None:
             print(f"resuming {checkpoint} at step {done} of {config.training.steps}")
     if config.training.initial_weights and checkpoint is None:
@@ -184,10 +197,10 @@ def build_strategy(config: ExperimentConfig) -> str | Strategy:
 
 def build_loggers(config: ExperimentConfig, out: Path) -> list[Logger]:
     """CSV always; TensorBoard by setting, if it is installed. A resumed run gets a version of its own."""
-    csv = CSVLogger(out, name="logs", flush_logs_every_n_steps=config.training.log_every)
+    csv = RunLogger(out, name=LOGS_FOLDER, flush_logs_every_n_steps=config.training.log_every)
     loggers: list[Logger] = [csv]
     if config.training.tensorboard and importlib.util.find_spec("tensorboard") is not None:
-        loggers.append(TensorBoardLogger(out, name="logs", version=csv.version))
+        loggers.append(TensorBoardLogger(out, name=LOGS_FOLDER, version=csv.version))
     return loggers
 
 

@@ -7,7 +7,6 @@ it was made with the same settings. The last step renames the folder: a data roo
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import multiprocessing
@@ -29,8 +28,8 @@ from bevperception.data.world.expansion import map_expansion, map_image
 from bevperception.data.world.scene import furnished_town, write_scene
 from bevperception.data.world.settings import LOCATIONS, WorldConfig
 from bevperception.data.world.tables import SCENE_TABLES, TABLES, Tables, map_filename, shared_tables
-from bevperception.errors import ConfigError, DataError
-from bevperception.files import write_bytes, write_json
+from bevperception.errors import ConfigError, DataError, OutputError
+from bevperception.files import explained, write_bytes, write_json
 
 MARKER: Final = "world.json"
 RECORDS: Final = "scenes"
@@ -53,8 +52,9 @@ def make_world(config: WorldConfig, root: Path, workers: int = 0, progress: bool
 
     Raises:
         ConfigError: if the number of workers is negative.
-        DataError: if the place is taken by something else or by a world of other settings, another process
-            is making it, or the disk is full.
+        DataError: if the place is taken by something else or by a world of other settings, or another process
+            is making it.
+        OutputError: if it cannot be written there, or the disk is full.
     """
     if workers < 0:
         raise ConfigError(f"workers must be 0 or more, got {workers}")
@@ -63,21 +63,16 @@ def make_world(config: WorldConfig, root: Path, workers: int = 0, progress: bool
         return root
     partial = root.with_name(f".{root.name}.partial")
     try:
-        _open_partial(partial, config)
-        with _locked(partial):
+        with explained(root), _opened(partial, config):
             _make_scenes(config, partial, workers, progress)
             _write_common_files(config, partial)
             _clear_traces(partial)
             if root.is_dir():
                 root.rmdir()
             partial.rename(root)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
-            raise
-        raise DataError(
-            f"cannot write {error.filename or partial}: {error.strerror}\n"
-            "put that right and run the same command again: it goes on where it stopped"
-        ) from error
+    except OutputError as error:
+        hint = "put that right and run the same command again: it goes on where it stopped"
+        raise OutputError(f"{error}\n{hint}") from error
     return root
 
 
@@ -125,6 +120,13 @@ def _check_settings(marker: Path, config: WorldConfig, fault: str) -> None:
     names = [name for name in wanted if there.get(name) != wanted[name]]
     other = ", ".join(f"{name} {there.get(name)} instead of {wanted[name]}" for name in names)
     raise DataError(f"{marker.parent} {fault}\nit has {other}")
+
+
+@contextmanager
+def _opened(partial: Path, config: WorldConfig) -> Iterator[None]:
+    _open_partial(partial, config)
+    with _locked(partial):
+        yield
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from bevperception.config import DataConfig
 from bevperception.data.nuscenes import NuScenesReader, load_tables
 from bevperception.data.world import WorldConfig, make_world, scene, writer
 from bevperception.data.world.settings import MINI_TRAIN, MINI_VAL, parse_size
-from bevperception.errors import ConfigError, DataError
+from bevperception.errors import ConfigError, DataError, OutputError
 
 ROOT = Path(__file__).resolve().parents[3]
 # As small as a world can be: most of the time goes into its two towns.
@@ -117,11 +117,11 @@ def test_a_full_disk_is_told_and_can_be_resumed(
 
     def full(config: WorldConfig, number: int, root: Path) -> dict[str, list[dict[str, object]]]:
         if number == 1:
-            raise OSError(errno.ENOSPC, "No space left on device", "somewhere.jpg")
+            raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "somewhere.jpg"))
         return real(config, number, root)
 
     monkeypatch.setattr(writer, "write_scene", full)
-    with pytest.raises(DataError, match="No space left on device"):
+    with pytest.raises(OutputError, match=r"No space left on device\n.*\n.*goes on where it stopped"):
         make_world(TINY, tmp_path / "world", progress=False)
     assert not (tmp_path / "world").exists()
     monkeypatch.setattr(writer, "write_scene", real)
