@@ -101,6 +101,9 @@ class HybridQueries(nn.Module):
         features = sample.features
         if sample.valid is not None:
             valid = valid & sample.valid
+            # Padding may hold anything, NaN included, and attention would spread that: zero times NaN is NaN.
+            values, unit, features = (torch.where(valid[:, None], x, 0.0) for x in (values, unit, features))
+            scores = torch.where(valid, scores, 0.0)
         elif not all_true(valid):
             values, unit, scores, labels, features, valid = (
                 x[valid] for x in (values, unit, scores, labels, features, valid)

@@ -26,7 +26,7 @@ BOXES = (3, 0, 1, 14)  # the last are more than a group has queries
 
 
 def v1() -> ModelConfig:
-    config = tiny_config()
+    config = tiny_config(x_range_m=(-14.0, 30.0), y_range_m=(-12.0, 16.0))
     return replace(
         config,
         detection=replace(config.detection, queries=QUERIES, velocity="cells"),
@@ -36,7 +36,13 @@ def v1() -> ModelConfig:
 
 def v2() -> ModelConfig:
     config = v1()
-    perspective = PerspectiveConfig(enabled=True, score_threshold=0.007, size_limits_px=(20.0,))
+    perspective = PerspectiveConfig(
+        enabled=True,
+        score_threshold=0.007,
+        size_limits_px=(20.0,),
+        mean_depth_m=(150.0, 100.0),  # of a long lens: some proposals lie beyond the BEV
+        std_depth_m=(80.0, 50.0),
+    )
     return replace(
         config,
         temporal=TemporalConfig(mode="fusion", past=2, interval_s=0.5),
@@ -145,3 +151,26 @@ def test_losses_do_not_depend_on_the_number_of_processes(
         mean = torch.stack([of_process[name] for of_process in shared]).mean()
         torch.testing.assert_close(mean, value, rtol=1e-6, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
         assert value > 0, name
+
+
+@CONFIGS
+def test_losses_of_a_compiled_graph_are_those_of_eager_mode(
+    config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a graph cannot know how many cameras or proposals there are, it takes padding along."""
+    model = training_model(config)
+    batch = collate(singles())
+    eager = model.losses(outputs_of(model, batch), batch.targets)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        outputs = outputs_of(model, batch)
+    assert (outputs.perspective is None) or not bool(outputs.perspective.present.all())
+    if outputs.detection.valid is not None:
+        valid = outputs.detection.valid[:, : outputs.detection.valid.shape[1] // GROUPS].long()
+        assert (valid.diff(dim=1) > 0).any(), "a hole"
+    compiled = model.losses(outputs, batch.targets)
+    assert compiled.keys() == eager.keys()
+    for name, value in eager.items():
+        torch.testing.assert_close(
+            compiled[name], value, rtol=1e-6, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}"
+        )

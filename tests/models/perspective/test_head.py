@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from bevperception.models.heads.perspective.camera import Pinholes
+from bevperception.models.heads.perspective.camera import Pinholes, allocentric_frame
 from bevperception.models.heads.perspective.codec import (
     CANONICAL_SIZES_M,
     PerspectiveCodec,
@@ -155,6 +157,19 @@ def test_gradients_of_the_3d_terms() -> None:
     parts = [torch.randn(4, sizes.get(name, 1), 10, generator=generator).double() for name in names]
     parts[3] = parts[3].abs() * 10 + 5
     assert torch.autograd.gradcheck(total, [p.requires_grad_() for p in parts], atol=1e-4)
+
+
+def test_a_rotation_of_zeros_is_none_and_has_a_finite_gradient() -> None:
+    """One NaN among the proposals would reach all object queries by self-attention."""
+    predicted = flatten([level._map(torch.zeros_like) for level in empty_levels(1)])
+    quaternion = predicted.quaternion.clone().requires_grad_()
+    inverse = torch.linalg.inv(ring(1).intrinsics).expand(len(quaternion), 3, 3)
+    labels = torch.zeros(len(quaternion), dtype=torch.long)
+    places = torch.full((len(quaternion), 2), 7.0).double()
+    boxes = CODEC.boxes(replace(predicted, quaternion=quaternion), labels, places, inverse)
+    torch.testing.assert_close(boxes.rotation, allocentric_frame(boxes.centre_px, inverse))
+    boxes.corners_m().square().sum().backward()
+    assert quaternion.grad.isfinite().all()
 
 
 def test_focal_loss_is_the_projects_own() -> None:

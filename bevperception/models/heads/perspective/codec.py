@@ -127,7 +127,10 @@ class PerspectiveCodec:
         )
         depth = self._metres(depth.squeeze(-1), places_px, inverse_intrinsics)
         centre = centre + places_px
-        quaternion = quaternion / quaternion.norm(dim=1, keepdim=True).clamp_min(_EPS)
+        length = quaternion.norm(dim=1, keepdim=True)
+        # Zeros, as an untrained head predicts from empty features, are no rotation.
+        still = quaternion.new_tensor([1.0, 0.0, 0.0, 0.0])
+        quaternion = torch.where(length > 0.0, quaternion / length.clamp_min(_EPS), still)
         rotation = rotation_from_quaternion(quaternion)
         if self.allocentric:
             rotation = allocentric_frame(centre, inverse_intrinsics) @ rotation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -128,6 +129,7 @@ class PerspectiveStage(nn.Module):
             boxes: ground truth of B samples, BEV frame.
             reduce_mean: over processes.
         """
+        outputs = _of_present(outputs)
         targets = self.targets(outputs, boxes)
         assigned = self.assigner(locations(outputs.levels, self.strides), targets)
         inverse = torch.linalg.inv(pinholes(outputs.bev_to_image).intrinsics)
@@ -140,6 +142,21 @@ class PerspectiveStage(nn.Module):
         for sample in found:
             sample.boxes.labels = self.own_class[sample.boxes.labels]
         return found
+
+
+def _of_present(outputs: PerspectiveOutputs) -> PerspectiveOutputs:
+    """The predictions in images of cameras that are there."""
+    if outputs.present is None:
+        return outputs
+    there = outputs.present.nonzero().squeeze(-1)
+    return replace(
+        outputs,
+        levels=[level._map(lambda value: value[there]) for level in outputs.levels],
+        features=[level[there] for level in outputs.features],
+        images=outputs.images[there],
+        bev_to_image=outputs.bev_to_image[there],
+        present=None,
+    )
 
 
 def build_perspective(config: ModelConfig) -> PerspectiveStage | None:
