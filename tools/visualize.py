@@ -27,6 +27,7 @@ with importing():
     from bevperception.evaluation.submission import read_submission
     from bevperception.files import check_output_file
     from bevperception.inference import StreamingPredictor
+    from bevperception.names import check_name
     from bevperception.visualization.bev import SegmentationLayers
     from bevperception.visualization.compose import Opinion, PictureStyle
     from bevperception.visualization.samples import SamplePainter, boxes_of_submission
@@ -98,7 +99,8 @@ def output_path(options: Any, token: str) -> Path:
     """
     ending = ".png" if options.scene is None else ".mp4"
     if options.out is None:
-        return Path("out") / "visualize" / f"{options.scene or token}{ending}"
+        name = check_name(options.scene or token, "the scene or sample", ConfigError)
+        return Path("out") / "visualize" / f"{name}{ending}"
     path = Path(options.out)
     if path.suffix.lower() != ending:
         raise ConfigError(

@@ -28,6 +28,7 @@ import cv2
 import numpy as np
 
 from bevperception.bags.files import typestore
+from bevperception.data.images import check_claimed_size, image_size
 from bevperception.errors import ConfigError
 
 _VALUES: Final = {
@@ -209,7 +210,10 @@ def _spoil_file(kind: str, image: Any) -> Any:
         return replace(image, data=data[: len(data) // 2].copy())
     if kind == "wrong_encoding":
         return replace(image, data=np.frombuffer(b"not an image " * 50, dtype=np.uint8))
-    pixels = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    claimed = image_size(data.tobytes())
+    if claimed is not None:
+        check_claimed_size(claimed, None, "of the bag")
+    pixels = None if claimed is None else cv2.imdecode(data, cv2.IMREAD_COLOR)
     if pixels is None:
         return image
     pixels = np.zeros_like(pixels) if kind == "black" else pixels[::2, ::2]

@@ -77,6 +77,9 @@ def open_reader(path: Path) -> Iterator[Any]:
     """
     if not path.exists():
         raise DataError(f"there is no bag at {path}")
+    for part in [path, *path.iterdir()] if path.is_dir() else [path]:
+        if part.exists() and not part.is_file() and not part.is_dir():
+            raise DataError(f"{path} cannot be read as a bag: {part.name} is a pipe or a device, not a file")
     try:
         with AnyReader([path], default_typestore=typestore()) as reader:
             yield reader

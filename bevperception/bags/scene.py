@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from pyquaternion import Quaternion
 
 from bevperception.bags.files import offered_qos, open_writer
 from bevperception.bags.messages import Messages
+from bevperception.data.images import MOST_BYTES, decode_image
 from bevperception.data.nuscenes import REFERENCE_SENSOR, NuScenesReader, SceneRecord
 from bevperception.errors import DataError
 from bevperception.geometry import invert_rigid, transform_boxes
+from bevperception.names import file_inside, read_file
 from bevperception.streaming.conversions import object_rows
 from bevperception.streaming.rig import write_mounts
 from bevperception.structures import Boxes3D
@@ -236,20 +237,14 @@ class _SceneMessages:
             stamp, size = stamp_ns_of_record(record), (int(record["width"]), int(record["height"]))
             info = self.make.camera_info(stamp, frame, size, intrinsics)
             yield _Event(stamp, 4, info_topic(channel), "sensor_msgs/msg/CameraInfo", info)
-            path = self._reader.root / record["filename"]
-            try:
-                data = path.read_bytes()
-            except OSError as error:
-                raise DataError(f"cannot read image {path}: {error.strerror}") from error
+            path = file_inside(self._reader.root, record["filename"], f"the filename of {channel}")
+            data = read_file(path, MOST_BYTES, "image")
             if not self._options.raw:
                 kind = "png" if path.suffix.lower() == ".png" else "jpeg"
                 message = self.make.compressed(stamp, frame, data, kind)
                 yield _Event(stamp, 5, topic, "sensor_msgs/msg/CompressedImage", message)
                 continue
-            pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
-            if pixels is None:
-                raise DataError(f"image {path} cannot be decoded")
-            message = self.make.image(stamp, frame, np.asarray(pixels, dtype=np.uint8))
+            message = self.make.image(stamp, frame, decode_image(data, size, 1, str(path)))
             yield _Event(stamp, 5, topic, "sensor_msgs/msg/Image", message)
 
 

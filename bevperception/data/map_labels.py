@@ -20,6 +20,7 @@ from bevperception.config_model import SegmentationConfig
 from bevperception.data.rasterise import Edges, box_edges, polygon_edges, rasterise
 from bevperception.errors import DataError
 from bevperception.geometry import BEVGrid
+from bevperception.names import check_name
 from bevperception.structures import Boxes3D
 from bevperception.taxonomy import DETECTION_CLASSES, MAP_CLASSES, VEHICLE_CLASSES
 
@@ -78,7 +79,12 @@ class _GroundFrame:
 
 
 def expansion_path(root: Path, location: str) -> Path:
-    """Where the map expansion of a location lies: ``maps/expansion/{location}.json``."""
+    """Where the map expansion of a location lies: ``maps/expansion/{location}.json``.
+
+    Raises:
+        DataError: the location is no name.
+    """
+    check_name(location, "map name")
     return root / "maps" / "expansion" / f"{location}.json"
 
 

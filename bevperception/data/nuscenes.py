@@ -22,6 +22,7 @@ from bevperception.config import DataConfig
 from bevperception.data.splits import scenes_of_split
 from bevperception.errors import DataError, SampleError
 from bevperception.geometry import invert_rigid, pose_matrix, rotation_from_quaternion, transform_points
+from bevperception.names import file_inside
 from bevperception.structures import Boxes3D
 from bevperception.taxonomy import DETECTION_CLASSES
 
@@ -341,7 +342,12 @@ class NuScenesReader:
         ego_to_global = self._pose("ego_pose", data["ego_pose_token"], channel, sample["token"])
         return CameraRecord(
             channel=channel,
-            path=self.root / data["filename"],
+            path=file_inside(
+                self.root,
+                data["filename"],
+                f"sample {sample['token']}, {channel}: filename",
+                lambda text: SampleError(text, sample["token"]),
+            ),
             width=int(data["width"]),
             height=int(data["height"]),
             timestamp_s=data["timestamp"] * 1e-6,

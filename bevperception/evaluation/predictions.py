@@ -21,6 +21,7 @@ from bevperception.evaluation.runner import perceive
 from bevperception.evaluation.submission import SubmissionBox, submission_boxes, write_submission
 from bevperception.files import write_bytes
 from bevperception.inference import StreamingPredictor
+from bevperception.names import check_name
 
 MAPS_FOLDER = "segmentation"
 """Below the folder of predictions, for BEV probabilities."""
@@ -100,6 +101,8 @@ def write_predictions(
     """
     if segmentation and not config.model.segmentation.enabled:
         raise ConfigError("the model has no segmentation head: leave out --segmentation")
+    for token in chosen.wanted:
+        check_name(token, "sample token")  # before the work, as files are named after them
     dataset = build_dataset(reader, config, chosen.scenes, training=False)
     predictor = StreamingPredictor(model, device, config.training.precision)
     results: dict[str, list[SubmissionBox]] = {token: [] for token in chosen.wanted}

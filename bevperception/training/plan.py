@@ -19,6 +19,7 @@ from bevperception.checkpoints.weights import CARD_NAME, WEIGHTS_NAME
 from bevperception.documents import read_json, read_yaml
 from bevperception.errors import BevError, ConfigError, DataError
 from bevperception.files import write_text
+from bevperception.names import check_name
 from bevperception.training.record import dump_record, record
 
 TRAIN_TOOL = Path(__file__).resolve().parents[2] / "tools" / "train.py"
@@ -90,8 +91,8 @@ def read_plan(path: Path) -> list[Run]:
 
 def _read_run(name: str, given: Any, common: dict[str, object], path: Path, before: Sequence[str]) -> Run:
     rule = f"run {name!r} of {path}"
-    if Path(name).name != name:
-        raise ConfigError(f"{rule} must have a name that a folder can have")
+    if check_name(name, f"the run of {path}", ConfigError) in (RECORD_FOLDER, TABLE_NAME):
+        raise ConfigError(f"{rule} must have another name: {name} will hold the results of all runs")
     if not isinstance(given, dict) or not isinstance(given.get("config"), str) or set(given) - _KEYS:
         raise ConfigError(f"{rule} must hold 'config', a file, and may hold options, start, parts")
     options, start, parts = given.get("options") or {}, given.get("start"), given.get("parts") or []

@@ -70,7 +70,7 @@ def test_damaged_files_say_why() -> None:
     data = cv2.imencode(".jpg", np.repeat(BGR, 8, axis=0))[1].tobytes()
     with pytest.raises(ImageFault, match=r"CAM is truncated"):
         decode(CameraImage("CAM", 0, 0.0, data[: len(data) // 2]), (8, 48))
-    with pytest.raises(ImageFault, match=r"decodes to 8x48 pixels where its calibration promises 16x16"):
+    with pytest.raises(ImageFault, match=r"has 8x48 pixels where its calibration promises 16x16"):
         decode(CameraImage("CAM", 0, 0.0, data), (16, 16))
 
 

@@ -1,0 +1,104 @@
+"""Names and files that come from data: they never lead out of the data's folder, hang or fill the memory.
+
+Tables, bags and submissions may be anybody's. A token in them can become part of a file name, and a file name
+in them is opened.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from bevperception.errors import BevError, DataError
+
+MOST_CHARACTERS: Final = 200
+"""Of a name; with an ending it still fits into the 255 bytes that disks allow."""
+
+
+def check_name(value: object, what: str, error: Callable[[str], BevError] = DataError) -> str:
+    """Return a token, or another name from data, if a file can be named after it.
+
+    Args:
+        value: from data.
+        what: what messages call it, for example "scene name".
+        error: to raise, made from its message.
+
+    Raises:
+        BevError: of the kind asked for: it is no text, empty, too long, or has characters that would make a
+            path of it.
+    """
+    if not isinstance(value, str) or not _is_name(value):
+        raise error(
+            f"{what} {_shown(value)} is no name: it must have 1 to {MOST_CHARACTERS} printable characters, "
+            "no slash, and no dot at the beginning\nlikely cause: damaged or hostile data"
+        )
+    return value
+
+
+def file_inside(root: Path, name: object, what: str, error: Callable[[str], BevError] = DataError) -> Path:
+    """Return the path of a file that data names relative to its root.
+
+    Links in the root may lead elsewhere: people keep their images on another disk.
+
+    Args:
+        root: of the data.
+        name: for example samples/CAM_FRONT/x.jpg.
+        what: what messages call it.
+        error: to raise, made from its message.
+
+    Raises:
+        BevError: of the kind asked for: it is no text, or would leave the root.
+    """
+    path = PurePosixPath(name) if isinstance(name, str) and name.isprintable() else PurePosixPath("")
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        raise error(
+            f"{what} {_shown(name)} must name a file inside {root}, without '..'\n"
+            "likely cause: damaged or hostile data"
+        )
+    return root / path
+
+
+def read_file(path: Path, most_bytes: int, what: str, error: Callable[[str], BevError] = DataError) -> bytes:
+    """Read a regular file of a bounded size whole.
+
+    Args:
+        path: of the file.
+        most_bytes: that it may have.
+        what: what messages call it, for example "image".
+        error: to raise, made from its message.
+
+    Raises:
+        BevError: of the kind asked for: it is missing, larger, or a folder, a pipe or a device.
+    """
+    try:
+        # Without O_NONBLOCK the opening itself of a pipe waits until somebody writes into it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
+                raise error(f"cannot read {what} {path}: it is {kind}, not a file")
+            if found.st_size > most_bytes:
+                size = f"{found.st_size} bytes, more than the {most_bytes} allowed"
+                raise error(f"cannot read {what} {path}: it has {size}")
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(most_bytes)
+        finally:
+            os.close(descriptor)
+    except OSError as problem:
+        raise error(f"cannot read {what} {path}: {problem.strerror}") from problem
+    except ValueError as problem:  # a NUL character in the path
+        raise error(f"cannot read {what} {_shown(str(path))}: {problem}") from problem
+
+
+def _is_name(value: str) -> bool:
+    plain = value.isprintable() and "/" not in value and "\\" not in value
+    return plain and 0 < len(value.encode()) <= MOST_CHARACTERS and not value.startswith(".")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
