@@ -127,7 +127,8 @@ class TrainingConfig:
     """Optimisation.
 
     Args:
-        steps: optimiser steps.
+        steps: optimiser steps. A run that is resumed may get more, also after its end, or fewer, but no fewer
+            than it has taken: from there on its learning rate is that of a run of so many steps.
         batch_size: samples a process and step.
         accumulate: batches whose gradients are added before a step.
         learning_rate: peak rate of AdamW.

@@ -9,6 +9,7 @@ from bevperception.errors import USAGE_EXIT_CODE, BevError, importing, run_progr
 with importing():
     from bevperception.config_io import ConfigParser
     from bevperception.distributed import is_first_process
+    from bevperception.training.announce import run_line
 
 
 def main() -> int | None:
@@ -22,6 +23,8 @@ def main() -> int | None:
         help="go on from the run folder's newest checkpoint, or from a given one",
     )
     config, options = parser.parse_experiment()
+    if is_first_process():
+        print(run_line(config, Path(options.out)), flush=True)
     with importing():  # after mistakes have been said, as it takes long
         from bevperception.training.experiment import train_experiment
 

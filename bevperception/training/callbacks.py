@@ -134,7 +134,7 @@ class StepBar(TQDMProgressBar):
 
 
 class StepLines(Callback):
-    """One line every so many steps, where output is no terminal.
+    """One line for the first step and then one every so many, where output is no terminal.
 
     Args:
         every: optimiser steps between lines.
@@ -142,18 +142,19 @@ class StepLines(Callback):
 
     def __init__(self, every: int) -> None:
         self.every = every
-        self._step, self._time_s = 0, 0.0
+        self._first, self._step, self._time_s = 1, 0, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._step, self._time_s = trainer.global_step, time.monotonic()
+        self._first = self._step + 1
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Print step, loss, rate and speed."""
         step = trainer.global_step
-        due = step % self.every == 0 or step == trainer.max_steps
+        due = step % self.every == 0 or step in (self._first, trainer.max_steps)
         if step == self._step or not due or not trainer.is_global_zero:
             return
         now = time.monotonic()

@@ -38,6 +38,7 @@ MAY_DIFFER = frozenset(
         "data.root",
         "data.workers",
         "data.val_split",
+        "training.steps",
         "training.devices",
         "training.nodes",
         "training.batch_size",
@@ -53,7 +54,8 @@ MAY_DIFFER = frozenset(
         "model.backbone.checkpointing",
     }
 )
-"""Settings that a resumed run may change; batch size, devices and nodes only with an equal product."""
+"""Settings that a resumed run may change; batch size, devices and nodes only with an equal product, and steps
+to no fewer than have been taken."""
 
 _STATE_OF_TRAINING = {"optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict}
 """What Lightning needs of a checkpoint beside the weights, and as what."""
@@ -191,7 +193,8 @@ def check_resumable(path: Path, config: ExperimentConfig, model: nn.Module) -> i
     Raises:
         CheckpointError: it is missing, damaged or not one of this project's, its weights are not the
             model's, or it holds no more than weights.
-        ConfigError: the differing keys, or settings inside the checkpoint that this version does not know.
+        ConfigError: the differing keys, or settings inside the checkpoint that this version does not know, or
+            fewer steps than have been taken.
     """
     checkpoint = read_checkpoint(path)
     # Typed first: it may be damaged, and settings that came later have their defaults.
@@ -208,6 +211,12 @@ def check_resumable(path: Path, config: ExperimentConfig, model: nn.Module) -> i
             f"cannot resume {path} with other settings: {', '.join(shown[:4])}{more}\n"
             "set them back, or start a new run from it with --training.initial_weights"
         )
+    done = int(checkpoint["global_step"])
+    if config.training.steps < done:
+        raise ConfigError(
+            f"cannot resume {path} with training.steps {config.training.steps}: it has taken {done} already\n"
+            f"set training.steps to {done} or more, or resume from an earlier checkpoint into another --out"
+        )
     lacking = [key for key, kind in _STATE_OF_TRAINING.items() if not isinstance(checkpoint.get(key), kind)]
     if lacking:
         raise CheckpointError(
@@ -219,7 +228,7 @@ def check_resumable(path: Path, config: ExperimentConfig, model: nn.Module) -> i
         own = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items()}
         found = check_fit(expected, replace(weights, state=own), config)
         converted(found, expected, str(path))
-    return int(checkpoint["global_step"])
+    return done
 
 
 def _global_batch(config: Mapping[str, Any]) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 
 from bevperception.checkpoints.weights import CONFIG_KEY
@@ -161,6 +162,18 @@ class TrainingModule(pl.LightningModule):
         """AdamW and its schedule, stepped at every optimiser step."""
         optimizer, schedule = build_optimizer(self.model, self.config.training)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Take the next step's rate from this run's own schedule.
+
+        A checkpoint brings the rate that its run would have gone on with. That is another one where the
+        number of steps has been changed.
+        """
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, LambdaLR)
+        rates = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        for group, base, factor in rates:
+            group["lr"] = base * factor(schedule.last_epoch)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise images that came as pixels, on the model's device."""

@@ -26,6 +26,7 @@ from bevperception.data.loading import SampleSource
 from bevperception.distributed import is_first_process, leave_at_exit
 from bevperception.errors import ConfigError
 from bevperception.models.precision import resolve_precision
+from bevperception.training.announce import start_line
 from bevperception.training.averaging import WeightAveraging
 from bevperception.training.callbacks import (
     EVALUATION_FOLDER,
@@ -47,15 +48,8 @@ from bevperception.training.logs import RunLogger
 from bevperception.training.module import TrainingModule
 
 _NOISE = (
-    "You have overridden `on_after_batch_transfer` in `LightningModule`",
-    "The '.*_dataloader' does not have many workers",
-    "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler goes on by itself
-    "Experiment logs directory .* exists",
-    "GPU available but not used",
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
-    "Starting from v1.9.0, `tensorboardX` has been removed",
     ".*lr_scheduler.step\\(\\).* before .*optimizer.step\\(\\)",  # a step that loss scaling skipped
-    "Found .* module\\(s\\) in eval mode at the start of training",  # frozen stages
 )
 
 CONFIG_NAME, LOGS_FOLDER = "config.yaml", "logs"
@@ -97,7 +91,7 @@ def train(
     if is_first_process():
         dump_config(config, out / CONFIG_NAME)
         if checkpoint is not None:
-            print(f"resuming {checkpoint} at step {done} of {config.training.steps}")
+            print(f"resuming {checkpoint} at step {done} of {config.training.steps}", flush=True)
     if config.training.initial_weights and checkpoint is None:
         weights = read_weights(config.training.initial_weights)
         aside = load_into(model, weights, config, config.training.initial_parts)
@@ -112,6 +106,9 @@ def train(
         raise ConfigError(
             f"training.accelerator, devices or strategy: {' '.join(str(error).split())}"
         ) from None
+    if is_first_process() and done < config.training.steps:
+        where, precision = trainer.strategy.root_device.type, str(trainer.precision)
+        print(start_line(config, model, len(source), where, precision), flush=True)
     leave_at_exit()
     module = TrainingModule(config, model)
     data = TrainingData(config, source)
@@ -155,13 +152,17 @@ def build_trainer(
     checkpoints = StepCheckpoint(
         out / CHECKPOINT_FOLDER, training.checkpoint_every, training.keep_checkpoints, training.steps
     )
+    device = likely_device(training.accelerator)
+    if training.precision == "16-mixed" and device.type == "cpu":
+        # Lightning would take bfloat16 instead.
+        raise ConfigError("training.precision 16-mixed needs a GPU; a CPU trains in bf16-mixed or 32-true")
     shown = progress(training.log_every)
     return pl.Trainer(
         accelerator=training.accelerator,
         devices=training.devices,
         num_nodes=training.nodes,
         strategy=build_strategy(config),
-        precision=resolve_precision(training.precision, likely_device(training.accelerator)),
+        precision=resolve_precision(training.precision, device),
         max_steps=training.steps,
         max_epochs=-1,
         accumulate_grad_batches=training.accumulate,
@@ -205,8 +206,12 @@ def build_loggers(config: ExperimentConfig, out: Path) -> list[Logger]:
 
 
 def quieten_lightning() -> None:
-    """Drop the messages of Lightning that say nothing to this project's user."""
+    """Drop the hints of Lightning, which are for programmers and name settings that this project has not.
+
+    Its errors stay errors. What a user has to know, this project says itself.
+    """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\.")
     for message in _NOISE:
         warnings.filterwarnings("ignore", message)

@@ -142,7 +142,11 @@ def test_a_run_leaves_what_it_should(trained: Path) -> None:
 def test_a_resumed_run_ends_with_the_same_weights(trained: Path, config: Path, tmp_path: Path) -> None:
     middle = trained / "checkpoints" / "step-00000002.ckpt"
     text = succeed("train", "--config", config, "--out", tmp_path, "--resume", middle)
-    assert "resuming" in text
+    first, second, third = text.splitlines()[:3]
+    assert first.startswith("training ")
+    assert first.endswith(f"results go to {tmp_path}")
+    assert second.startswith(f"resuming {middle} at step 2 of ")
+    assert third.endswith("1 process; the first step takes longest")
     whole, rest = (read_weights(out).state for out in (trained, tmp_path))
     for name, value in whole.items():
         np.testing.assert_allclose(rest[name].numpy(), value.numpy(), atol=1e-6, err_msg=name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from bevperception.checkpoints.weights import (
 from bevperception.config import ExperimentConfig
 from bevperception.errors import CheckpointError, ConfigError, DataError, NonFiniteLossError, SampleError
 from bevperception.structures import Batch
-from bevperception.training.checkpointing import list_checkpoints
+from bevperception.training.announce import run_line
+from bevperception.training.checkpointing import check_resumable, list_checkpoints
 from bevperception.training.run import train
-from tests.training.standin import TinyModel, TinySource, no_evaluation, tiny_config
+from tests.training.standin import TinyModel, TinyScenes, TinySource, no_evaluation, tiny_config
 
 
 def run(
@@ -34,9 +36,13 @@ def run(
     return train(config, model, source or TinySource(), no_evaluation, out, resume)
 
 
-def logged_losses(out: Path, version: int = 0) -> list[float]:
+def logged(out: Path, name: str, version: int = 0) -> list[float]:
     with (out / "logs" / f"version_{version}" / "metrics.csv").open() as file:
-        return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+def logged_losses(out: Path, version: int = 0) -> list[float]:
+    return logged(out, "train/loss", version)
 
 
 def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float = 0.0) -> None:
@@ -66,6 +72,75 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, stop: int, a
     assert whole["lr_schedulers"] == rest["lr_schedulers"]
     assert whole["global_step"] == rest["global_step"] == 8
     assert logged_losses(tmp_path / "whole")[stop:] == pytest.approx(logged_losses(tmp_path / "rest"))
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_run_lengthened_twice_equals_a_long_one(tmp_path: Path, streams: bool) -> None:
+    """With a rate that is constant after the warm-up the schedule's length changes nothing at all."""
+    settings = {"ema_decay": 0.9, "final_rate_factor": 1.0, "checkpoint_every": 2, "accumulate": 2}
+    settings |= {"stream_length": 3, "stream_turns": 2} if streams else {}
+    source = TinyScenes(scene_lengths=(4, 3)) if streams else TinySource(history=1)
+    run(tmp_path / "whole", tiny_config(steps=12, **settings), source, dropout=0.3)
+    for steps in (4, 8):
+        run(tmp_path / "part", tiny_config(steps=steps, **settings), source, "auto", dropout=0.3)
+        assert read_weights(tmp_path / "part").card.step == steps
+    (tmp_path / "part" / "checkpoints" / "step-00000008.ckpt").unlink()  # as if cut off while it went on
+    run(tmp_path / "part", tiny_config(steps=12, **settings), source, "auto", dropout=0.3)
+    whole, part = (
+        read_checkpoint(tmp_path / name / "checkpoints/step-00000012.ckpt") for name in ("whole", "part")
+    )
+    for key in ("state_dict", AVERAGE_KEY):
+        assert_same(whole[key], part[key])
+    assert_same(whole["optimizer_states"][0]["state"], part["optimizer_states"][0]["state"])
+    assert whole["lr_schedulers"] == part["lr_schedulers"]
+    assert whole["global_step"] == part["global_step"] == 12
+
+
+@pytest.mark.parametrize(("first", "then"), [(4, 9), (9, 6)])
+def test_from_a_change_of_steps_on_rates_are_those_of_a_run_of_so_many(
+    tmp_path: Path, first: int, then: int
+) -> None:
+    """Also at the very first step, whose rate the checkpoint has from the schedule before."""
+    for steps in (first, then):
+        run(tmp_path / str(steps), tiny_config(steps=steps, checkpoint_every=4))
+    for path in list_checkpoints(tmp_path / str(first) / "checkpoints")[1:]:
+        path.unlink()  # as if it had been cut off after step 4
+    run(tmp_path / str(first), tiny_config(steps=then, checkpoint_every=4), resume="auto")
+    wanted = logged(tmp_path / str(then), "train/learning_rate")
+    assert len(wanted) == then
+    assert logged(tmp_path / str(first), "train/learning_rate", 1) == wanted[4:]
+
+
+def test_fewer_steps_than_taken_are_refused(tmp_path: Path) -> None:
+    run(tmp_path, tiny_config(steps=4))
+    with pytest.raises(ConfigError, match=r"with training\.steps 3: it has taken 4 already\n.*4 or more"):
+        run(tmp_path, tiny_config(steps=3), resume="auto")
+    assert run(tmp_path, tiny_config(steps=4), resume="auto") == {}
+
+
+def test_the_first_step_and_the_run_are_announced_and_no_hint_of_lightning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(steps=4, log_every=50, batch_size=3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(tmp_path, config)
+        run(tmp_path, tiny_config(steps=6, log_every=50, batch_size=3), resume="auto")
+    assert [str(warning.message) for warning in caught] == []
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert err == ""
+    assert lines[0].startswith("7 samples; 0.00 M parameters that learn; on cpu in 32-true, 1 process")
+    assert [line.split()[1] for line in lines if line.startswith("step ")] == ["1/4", "4/4", "5/6", "6/6"]
+    assert run_line(config, tmp_path) == (
+        "training internimage_micro for 4 steps of 3 samples on train of data/nuscenes (v1.0-trainval); "
+        f"results go to {tmp_path}"
+    )
+
+
+def test_half_precision_of_gpus_is_refused_on_a_cpu(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.precision 16-mixed needs a GPU"):
+        run(tmp_path, tiny_config(precision="16-mixed"))
 
 
 def test_resume_auto_goes_on_in_the_same_folder(tmp_path: Path) -> None:
@@ -219,6 +294,20 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.batch_size x devices x nodes"):
         run(tmp_path / "other", tiny_config(batch_size=3), resume=path)
     run(tmp_path / "other", tiny_config(log_every=3, checkpoint_every=1), resume=path)
+
+
+def test_resuming_elsewhere_needs_the_same_samples_a_step(tmp_path: Path) -> None:
+    """Other machines may go on with a run; other accumulation may not, as losses weigh samples otherwise."""
+    run(tmp_path, tiny_config(steps=1))
+    path = tmp_path / "checkpoints" / "step-00000001.ckpt"
+    for other in ({"nodes": 2}, {"devices": 2}, {"nodes": 2, "devices": 3}, {"batch_size": 4}):
+        with pytest.raises(ConfigError, match=r"training\.batch_size x devices x nodes"):
+            check_resumable(path, tiny_config(**other), TinyModel())
+    for accumulate, size in ((2, 2), (2, 1)):
+        with pytest.raises(ConfigError, match=r"training\.accumulate \(1 there, 2 now\)"):
+            check_resumable(path, tiny_config(accumulate=accumulate, batch_size=size), TinyModel())
+    for other in ({"nodes": 2}, {"devices": 2}):
+        assert check_resumable(path, tiny_config(batch_size=1, **other), TinyModel()) == 1
 
 
 def test_a_run_does_not_mix_with_another_ones_checkpoints(tmp_path: Path) -> None:
