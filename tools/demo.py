@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from bevperception.errors import BevError, ConfigError, DataError, importing, run_program
 from bevperception.files import output_folder, write_bytes
+from bevperception.processes import run_beside
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KEYFRAME_CONFIG = REPOSITORY / "configs" / "keyframe_micro.yaml"
@@ -59,7 +59,7 @@ def run(tool: str, *arguments: str) -> None:
     """
     command = [sys.executable, str(REPOSITORY / "tools" / tool), *arguments]
     print("\n$ " + " ".join(["tools/" + tool, *arguments]), flush=True)
-    code = subprocess.run(command, check=False).returncode
+    code = run_beside(command)
     if code:
         raise BevError(f"tools/{tool} ended with exit code {code}; its message is above")
 

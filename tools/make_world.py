@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ with importing():
         WORLD_VERSION,
         parse_size,
     )
+    from bevperception.data.world.writer import finished_scenes, partial_folder
 
 EXAMPLES = f"""examples:
   a world to train on:                 tools/make_world.py --scenes 120 --seed 7 --size 400x225 out/world
@@ -93,7 +95,16 @@ def main() -> int:
         val_share=options.val_share,
         jpeg_quality=options.jpeg_quality,
     )
-    root = make_world(config, options.root, workers=options.workers, progress=not options.quiet)
+    try:
+        root = make_world(config, options.root, workers=options.workers, progress=not options.quiet)
+    except KeyboardInterrupt:
+        partial = partial_folder(options.root)
+        if count := finished_scenes(partial):
+            print(
+                f"{count} finished scenes stay in {partial}: the same command goes on there", file=sys.stderr
+            )
+            print(f"to remove them: rm -r {shlex.quote(str(partial))}", file=sys.stderr)
+        raise
     splits = ", ".join(f"{name} {len(scenes)}" for name, scenes in config.splits.items())
     print(f"{root}: version {config.version}, {config.scenes} scenes ({splits})")
     return 0

@@ -17,6 +17,7 @@ from typing import Any
 
 from bevperception.errors import BevError, ConfigError, importing, run_program
 from bevperception.files import output_folder
+from bevperception.processes import run_beside
 
 VERSION, SPLIT = "v1.0-demo", "demo"
 
@@ -52,9 +53,9 @@ def show(*command: str) -> None:
     from bevperception.bags.processes import tool_command
 
     print("\n$ tools/" + " ".join(command), flush=True)
-    done = subprocess.run(tool_command(*command), check=False, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    if done.returncode:
-        raise BevError(f"tools/{command[0]} ended with exit code {done.returncode}; its message is above")
+    code = run_beside(tool_command(*command), {**os.environ, "PYTHONUNBUFFERED": "1"})
+    if code:
+        raise BevError(f"tools/{command[0]} ended with exit code {code}; its message is above")
 
 
 def cut_scene(options: argparse.Namespace, out: Path) -> tuple[str, float]:

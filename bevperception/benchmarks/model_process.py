@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 import resource
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -23,6 +22,7 @@ from bevperception.errors import BevError
 from bevperception.malloc import keep_freed_memory
 from bevperception.models.bevformer import BEVFormer
 from bevperception.ops import set_backend
+from bevperception.processes import WorkerPool
 from bevperception.structures import BEVMemory, CameraFrames
 
 BackendName = Literal["native", "reference"]
@@ -161,18 +161,20 @@ class ModelProcess:
 
     def __init__(self, config: ExperimentConfig, source: FrameSource, setting: Setting) -> None:
         self._backend = setting.backend
-        self._pool = ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
+        self._pool = WorkerPool(1)
         try:
             self._ask(_start, config, source, setting)
         except BaseException:
-            self._pool.shutdown()
+            self._pool.end_now()
             raise
 
     def __enter__(self) -> ModelProcess:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.__exit__(kind, value, trace)
 
     def parameters(self) -> dict[str, int]:
         """See :func:`count_parameters`."""

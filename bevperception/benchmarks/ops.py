@@ -24,6 +24,7 @@ from bevperception.errors import BevError, ConfigError
 from bevperception.files import check_output_file, write_json
 from bevperception.ops import backend_report
 from bevperception.ops.native import ISA_VARIABLE
+from bevperception.processes import interrupts_held
 
 DESCRIPTION = """\
 Time the native operators, the plain-PyTorch grid_sample reference and every installed PyPI peer
@@ -120,9 +121,10 @@ class Worker:
             str(options.threads),
             KEEP if "kept memory" in setting else RETURN,
         ]
-        self._process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        with interrupts_held():
+            self._process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send a request and wait for the answer.
@@ -156,6 +158,10 @@ class Worker:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    def kill(self) -> None:
+        """End the process in the middle of whatever it does."""
+        self._process.kill()
+
     def close(self) -> None:
         """Let the process end."""
         if self._process.stdin is not None:
@@ -173,6 +179,10 @@ def open_workers(options: argparse.Namespace) -> Iterator[list[Worker]]:
         for worker in workers:
             worker.wait_until_ready()
         yield workers
+    except BaseException:  # an interrupt does not wait for a measurement
+        for worker in workers:
+            worker.kill()
+        raise
     finally:
         for worker in workers:
             worker.close()

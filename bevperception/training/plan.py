@@ -20,6 +20,7 @@ from bevperception.documents import read_json, read_yaml
 from bevperception.errors import BevError, ConfigError, DataError
 from bevperception.files import write_text
 from bevperception.names import check_name
+from bevperception.processes import end_all
 from bevperception.training.record import dump_record, record
 
 TRAIN_TOOL = Path(__file__).resolve().parents[2] / "tools" / "train.py"
@@ -138,9 +139,12 @@ def run_plan(runs: Sequence[Run], out: Path, jobs: int, extra: Sequence[str] = (
                     failed.append(run.name)
                 print(f"{run.name} {'failed' if run.name in failed else 'is complete'}", flush=True)
                 keep_results(runs, out)  # now, not at the end: a plan of hours may be cut off
-    finally:
-        for _, process in active:
-            process.terminate()
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt):
+            for _, process in active:
+                process.terminate()
+        end_all([process for _, process in active])  # or the next try would find their folders in use
+        raise
     table = keep_results(runs, out)
     if failed:
         raise BevError(

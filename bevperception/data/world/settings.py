@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+import shlex
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 from bevperception.errors import ConfigError
@@ -111,6 +113,31 @@ class WorldConfig:
     def record(self) -> dict[str, Any]:
         """As plain JSON, for ``world.json`` and to tell one world from another."""
         return {"format": FORMAT, **asdict(self), "image_size": list(self.image_size)}
+
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> WorldConfig | None:
+        """The settings in a ``world.json``; None if this version of the program does not make such worlds."""
+        if record.get("format") != FORMAT or set(record) != {"format", *(f.name for f in fields(cls))}:
+            return None
+        given = {name: value for name, value in record.items() if name != "format"}
+        try:
+            return cls(**{**given, "image_size": tuple(given["image_size"])})
+        except (ConfigError, TypeError):
+            return None
+
+    def command(self, root: Path) -> str:
+        """The command line that makes this world.
+
+        Args:
+            root: data root.
+        """
+        default = WorldConfig()
+        words = ["tools/make_world.py", "--scenes", self.scenes, "--seed", self.seed, "--frames", self.frames]
+        words += ["--size", "{1}x{0}".format(*self.image_size), *(["--sweeps"] if self.sweeps else [])]
+        for name in ("version", "val_share", "jpeg_quality"):
+            if getattr(self, name) != getattr(default, name):
+                words += [f"--{name.replace('_', '-')}", getattr(self, name)]
+        return shlex.join([str(word) for word in [*words, root]])
 
 
 def parse_size(text: str) -> tuple[int, int]:

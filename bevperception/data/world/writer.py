@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import fcntl
 import json
-import multiprocessing
 import os
+import shlex
 import shutil
-import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,13 +26,16 @@ from bevperception.data.world.expansion import map_expansion, map_image
 from bevperception.data.world.scene import furnished_town, write_scene
 from bevperception.data.world.settings import LOCATIONS, WorldConfig
 from bevperception.data.world.tables import SCENE_TABLES, TABLES, Tables, map_filename, shared_tables
+from bevperception.documents import read_json
 from bevperception.errors import ConfigError, DataError, OutputError
 from bevperception.files import explained, write_bytes, write_json
+from bevperception.processes import WorkerPool
 
 MARKER: Final = "world.json"
 RECORDS: Final = "scenes"
+DONE: Final = "scenes.done"
+"""The records' name when all scenes and tables are written."""
 LOCK: Final = "lock"
-WATCH_S: Final = 1.0
 
 
 def make_world(config: WorldConfig, root: Path, workers: int = 0, progress: bool = True) -> Path:
@@ -61,11 +62,17 @@ def make_world(config: WorldConfig, root: Path, workers: int = 0, progress: bool
     root = Path(os.path.abspath(root.expanduser()))
     if _is_there(root, config):
         return root
-    partial = root.with_name(f".{root.name}.partial")
+    partial = partial_folder(root)
     try:
-        with explained(root), _opened(partial, config):
-            _make_scenes(config, partial, workers, progress)
-            _write_common_files(config, partial)
+        with explained(root), _opened(partial, config, root):
+            if (partial / RECORDS).is_dir():
+                try:
+                    _make_scenes(config, partial, workers, progress)
+                except BaseException:
+                    if not finished_scenes(partial):
+                        shutil.rmtree(partial)
+                    raise
+                _write_common_files(config, partial)
             _clear_traces(partial)
             if root.is_dir():
                 root.rmdir()
@@ -74,6 +81,16 @@ def make_world(config: WorldConfig, root: Path, workers: int = 0, progress: bool
         hint = "put that right and run the same command again: it goes on where it stopped"
         raise OutputError(f"{error}\n{hint}") from error
     return root
+
+
+def partial_folder(root: Path) -> Path:
+    """Where a world lies until it is complete."""
+    return Path(os.path.abspath(root.expanduser())).with_name(f".{root.name}.partial")
+
+
+def finished_scenes(partial: Path) -> int:
+    """Number of scenes of an unfinished world that need not be made again."""
+    return len(list((partial / RECORDS).glob("*.json")))
 
 
 def _is_there(root: Path, config: WorldConfig) -> bool:
@@ -91,47 +108,74 @@ def _is_there(root: Path, config: WorldConfig) -> bool:
     marker = root / MARKER
     if not marker.is_file():
         raise DataError(f"{root} holds something else than a world; choose a new or empty folder")
-    _check_settings(marker, config, "holds a world of other settings; choose another folder or remove it")
+    if other := _other_settings(_read_marker(marker), config):
+        raise DataError(
+            f"{root} holds a world of other settings; choose another folder or remove it\n"
+            f"it has {other}\nto remove it: {_removal(root)}"
+        )
     return True
 
 
-def _open_partial(partial: Path, config: WorldConfig) -> None:
+def _open_partial(partial: Path, config: WorldConfig, root: Path) -> None:
+    """Begin an unfinished world or take it over; one of other settings gives way if no scene is finished."""
     marker = partial / MARKER
-    if partial.exists() and not marker.is_file() and any(partial.iterdir()):
-        raise DataError(f"{partial} holds something else than an unfinished world; remove it")
     if marker.is_file():
-        _check_settings(
-            marker, config, "is an unfinished world of other settings; finish it with those or remove it"
-        )
-        return
-    (partial / RECORDS).mkdir(parents=True, exist_ok=True)
+        there = _read_marker(marker)
+        other = _other_settings(there, config)
+        if not other:
+            return
+        finished = finished_scenes(partial)
+        if finished or not (partial / RECORDS).is_dir():
+            own = WorldConfig.of_record(there)
+            raise DataError(
+                f"{partial} is an unfinished world of other settings ({finished} finished scenes): {other}\n"
+                + (f"to finish it: {own.command(root)}\n" if own else "")
+                + f"to remove it: {_removal(partial)}"
+            )
+        for path in partial.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+    (partial / RECORDS).mkdir(exist_ok=True)
     _write_json(marker, config.record())
 
 
-def _check_settings(marker: Path, config: WorldConfig, fault: str) -> None:
+def _read_marker(marker: Path) -> dict[str, Any]:
     try:
-        found = json.loads(marker.read_text())
-    except ValueError as error:
-        raise DataError(f"{marker} is damaged: {error}; remove {marker.parent}") from error
+        found = read_json(marker, str(marker), DataError)
+    except DataError as error:
+        raise DataError(f"{error}\nto remove the world: {_removal(marker.parent)}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _other_settings(found: dict[str, Any], config: WorldConfig) -> str:
+    """In which settings a world is another one than is wanted; empty if in none."""
     wanted = config.record()
-    if found == wanted:
-        return
-    there = found if isinstance(found, dict) else {}
-    names = [name for name in wanted if there.get(name) != wanted[name]]
-    other = ", ".join(f"{name} {there.get(name)} instead of {wanted[name]}" for name in names)
-    raise DataError(f"{marker.parent} {fault}\nit has {other}")
+    names = [name for name in wanted if found.get(name) != wanted[name]]
+    return ", ".join(f"{name} {found.get(name)} instead of {wanted[name]}" for name in names)
+
+
+def _removal(folder: Path) -> str:
+    return f"rm -r {shlex.quote(str(folder))}"
 
 
 @contextmanager
-def _opened(partial: Path, config: WorldConfig) -> Iterator[None]:
-    _open_partial(partial, config)
+def _opened(partial: Path, config: WorldConfig, root: Path) -> Iterator[None]:
     with _locked(partial):
+        _open_partial(partial, config, root)
         yield
 
 
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    """Hold the folder, so that no second process works in it."""
+    """Make the folder if need be and hold it, so that no second process works in it."""
+    partial.mkdir(parents=True, exist_ok=True)
+    # A run that was killed at once leaves the folder without its marker, or with a part of it.
+    begun = (LOCK, RECORDS)
+    others = [p for p in partial.iterdir() if p.name not in begun and not p.name.startswith(f".{MARKER}.")]
+    if others and not (partial / MARKER).is_file():
+        raise DataError(f"{partial} holds something else than an unfinished world; remove it")
     with (partial / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -158,38 +202,23 @@ def _make_scenes(config: WorldConfig, partial: Path, workers: int, progress: boo
 
 
 def _make_in_pool(config: WorldConfig, todo: list[int], partial: Path, workers: int, bar: Any) -> None:
-    pool = ProcessPoolExecutor(
-        min(workers, len(todo)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(os.getpid(),),
-    )
     try:
-        waiting = {pool.submit(_make_scene, config, number, partial) for number in todo}
-        while waiting:
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                future.result()
-                bar.update()
+        with WorkerPool(min(workers, len(todo)), _use_one_thread) as pool:
+            waiting = {pool.submit(_make_scene, config, number, partial) for number in todo}
+            while waiting:
+                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                    bar.update()
     except BrokenProcessPool as error:
         raise DataError(
             "a process that rendered scenes was killed (out of memory?)\n"
             "run the same command again, with fewer workers if need be: it goes on where it stopped"
         ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(parent: int) -> None:
-    """Set a worker up: one thread, and an end to it when its parent is gone."""
+def _use_one_thread() -> None:
     cv2.setNumThreads(1)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _make_scene(config: WorldConfig, number: int, partial: Path) -> None:
@@ -221,7 +250,11 @@ def _write_common_files(config: WorldConfig, partial: Path) -> None:
 
 
 def _clear_traces(partial: Path) -> None:
-    shutil.rmtree(partial / RECORDS)
+    # Renamed first: with a part of the records, a run that goes on would make the other scenes again.
+    if (partial / RECORDS).is_dir():
+        (partial / RECORDS).rename(partial / DONE)
+    if (partial / DONE).is_dir():
+        shutil.rmtree(partial / DONE)
     (partial / LOCK).unlink()
 
 

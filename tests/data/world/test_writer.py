@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.util
 import itertools
+import json
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -17,7 +22,8 @@ from bevperception.config import DataConfig
 from bevperception.data.nuscenes import NuScenesReader, load_tables
 from bevperception.data.world import WorldConfig, make_world, scene, writer
 from bevperception.data.world.settings import MINI_TRAIN, MINI_VAL, parse_size
-from bevperception.errors import ConfigError, DataError, OutputError
+from bevperception.errors import ConfigError, DataError, OutputError, run_program
+from tests.interrupts import started
 
 ROOT = Path(__file__).resolve().parents[3]
 # As small as a world can be: most of the time goes into its two towns.
@@ -103,9 +109,136 @@ def test_what_is_not_a_world_is_never_touched(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_an_interrupt_does_not_wait_for_scenes_and_leaves_nothing(tmp_path: Path) -> None:
+    root, partial = tmp_path / "world", tmp_path / ".world.partial"
+    long = ("--scenes", "3", "--frames", "1000", "--size", "1600x900", "--workers", "2", "--quiet")
+    with started(*program(*long, str(root))[1:]) as running:
+        running.wait_until((partial / "world.json").exists, "unfinished world")
+        running.wait_until(lambda: len(running.children()) > 1, "workers")
+        assert running.interrupt() == (130, "", "interrupted\n")
+        assert running.children() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def leave_unfinished(root: Path, config: WorldConfig, finished: int) -> Path:
+    """What a killed run leaves behind."""
+    partial = root.with_name(f".{root.name}.partial")
+    (partial / "scenes").mkdir(parents=True)
+    (partial / "samples").mkdir()
+    (partial / "samples" / "half.jpg").write_bytes(b"half")
+    (partial / "world.json").write_text(json.dumps(config.record()))
+    for name in config.scene_names[:finished]:
+        (partial / "scenes" / f"{name}.json").write_text("{}")
+    return partial
+
+
+def load_program() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_world_program", ROOT / "tools" / "make_world.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_an_interrupt_keeps_finished_scenes_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "write_scene", interrupt)
+    root = tmp_path / "a world"
+    partial = leave_unfinished(root, TINY, finished=1)
+    monkeypatch.setattr(sys, "argv", ["make_world.py", *ARGUMENTS, "--workers", "0", "--quiet", str(root)])
+    with pytest.raises(SystemExit) as left:
+        run_program(load_program().main)
+    assert left.value.code == 130
+    assert capsys.readouterr().err.splitlines() == [
+        f"1 finished scenes stay in {partial}: the same command goes on there",
+        f"to remove them: rm -r '{partial}'",
+        "interrupted",
+    ]
+    assert (partial / "scenes" / "scene-9001.json").is_file()
+
+
+def test_a_run_that_finished_no_scene_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ArithmeticError
+
+    monkeypatch.setattr(writer, "write_scene", fail)
+    with pytest.raises(ArithmeticError):
+        make_world(TINY, tmp_path / "world", progress=False)
+    assert list(tmp_path.iterdir()) == []
+    other = WorldConfig(**{**TINY.__dict__, "seed": 8})
+    partial = leave_unfinished(tmp_path / "world", other, finished=0)
+    with writer._locked(partial):
+        writer._open_partial(partial, TINY, tmp_path / "world")
+    assert json.loads((partial / "world.json").read_text()) == TINY.record()
+    assert sorted(path.name for path in partial.iterdir()) == ["lock", "scenes", "world.json"]
+
+
+def test_an_unfinished_world_of_other_settings_is_named_with_ways_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "a world"
+    other = WorldConfig(2, 8, 2, (72, 128), sweeps=True, version="v1.0-mini", val_share=0.5, jpeg_quality=7)
+    partial = leave_unfinished(root, other, finished=1)
+    with pytest.raises(DataError) as refused:
+        make_world(TINY, root, progress=False)
+    said, finish, remove = str(refused.value).splitlines()
+    assert said == (
+        f"{partial} is an unfinished world of other settings (1 finished scenes): "
+        "seed 8 instead of 3, sweeps True instead of False, version v1.0-mini instead of v1.0-world, "
+        "val_share 0.5 instead of 0.2, jpeg_quality 7 instead of 90"
+    )
+    assert remove == f"to remove it: rm -r '{partial}'"
+    assert (partial / "samples" / "half.jpg").is_file()
+    module, made = load_program(), []
+    monkeypatch.setattr(module, "make_world", lambda config, root, **_: made.append((config, root)))
+    monkeypatch.setattr(sys, "argv", shlex.split(finish.removeprefix("to finish it: ")))
+    assert sys.argv[0] == "tools/make_world.py"
+    module.main()
+    assert made == [(other, root)]
+
+
+def test_a_world_of_another_version_of_the_program_can_only_be_removed(tmp_path: Path) -> None:
+    partial = tmp_path / ".world.partial"
+    (partial / "scenes").mkdir(parents=True)
+    (partial / "scenes" / "scene-9001.json").write_text("{}")
+    (partial / "world.json").write_text(json.dumps({**TINY.record(), "format": 0}))
+    with pytest.raises(DataError, match=f"format 0 instead of .*\nto remove it: rm -r {partial}$"):
+        make_world(TINY, tmp_path / "world", progress=False)
+    (partial / "world.json").write_text("{")
+    with pytest.raises(
+        DataError, match=f"world.json.*not valid JSON.*\nto remove the world: rm -r {partial}$"
+    ):
+        make_world(TINY, tmp_path / "world", progress=False)
+
+
+@pytest.mark.parametrize("removed", [0, 1, 2])
+def test_a_run_that_was_killed_at_its_last_step_goes_on_from_there(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: int
+) -> None:
+    """Between the last table and the data root's name, with some of the records removed already."""
+    partial = tmp_path / ".world.partial"
+    shutil.copytree(tiny, partial)
+    (partial / writer.DONE).mkdir()
+    for name in TINY.scene_names[removed:]:
+        (partial / writer.DONE / f"{name}.json").write_text("{}")
+    if removed == 2:
+        (partial / writer.DONE).rmdir()
+    with pytest.raises(DataError, match="unfinished world of other settings"):
+        make_world(WorldConfig(**{**TINY.__dict__, "seed": 8}), tmp_path / "world", progress=False)
+    monkeypatch.setattr(writer, "write_scene", None)
+    assert digest(make_world(TINY, tmp_path / "world", progress=False)) == digest(tiny)
+    assert not partial.exists()
+
+
 def test_two_processes_do_not_make_one_world(tmp_path: Path) -> None:
     partial = tmp_path / ".world.partial"
-    writer._open_partial(partial, TINY)
     with writer._locked(partial), pytest.raises(DataError, match="another process"):
         make_world(TINY, tmp_path / "world", progress=False)
 
