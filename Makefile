@@ -80,10 +80,13 @@ $(ROS_WORLD)/v1.0-world/scene.json:
 $(ROS_STAMP): requirements-ros.lock requirements.lock $(PACKAGE) $(wildcard ros2_ws/interfaces/*/msg/*.msg)
 	@test -f $@ || rm -rf $(ROS_VENV)
 	@rm -f $@
+	@echo "[1/3] ROS 2 and the packages of requirements.lock in $(ROS_VENV): some minutes"
 	@test -x $(ROS_BIN)/python || $(BIN)/python -m venv $(ROS_VENV)
-	$(ROS_BIN)/python -m pip install --quiet -r requirements.lock -r requirements-ros.lock
+	$(ROS_BIN)/python -m pip install -r requirements.lock -r requirements-ros.lock
+	@echo "[2/3] ROS messages that have no wheel"
 	ros2_ws/interfaces/build.sh $(ROS_VENV) || echo "vision_msgs and tf2_msgs were not built: the node runs without"
-	$(ROS_BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "[3/3] this package"
+	$(ROS_BIN)/python -m pip install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # Compiles the CUDA kernels for all architectures and reads the compiler's report; nothing runs on a GPU. The
@@ -106,12 +109,15 @@ $(DEPENDENCIES): requirements.lock
 	@$(PYTHON) -c "$(SUPPORTED)" || { echo "error: $(PYTHON) is not Python 3.10 to 3.12" >&2; exit 2; }
 	@test -f $@ || rm -rf $(VENV)
 	@rm -f $@ $(PACKAGE)
+	@echo "[1/3] a virtual environment in $(VENV), of $(PYTHON)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements.lock
+	@echo "[2/3] the packages of requirements.lock: some minutes when they have to be downloaded"
+	$(BIN)/python -m pip install -r requirements.lock
 	@touch $@
 
 $(PACKAGE): $(DEPENDENCIES) setup.py pyproject.toml $(NATIVE_SOURCES)
 	@rm -f $@
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "[3/3] the native operators: compiling takes a minute or two"
+	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
 	@ls bevperception/_C.*so >/dev/null 2>&1 || echo "The native operators were not built: make operators says why."
 	@touch $@

@@ -105,6 +105,12 @@ def house(tmp_path: Path) -> Path:
 
 def make(house: Path, target: str = "test") -> tuple[int, list[str]]:
     """Run a target; returns make's exit code and what Python was asked to do."""
+    code, asked, _ = make_and_listen(house, target)
+    return code, asked
+
+
+def make_and_listen(house: Path, target: str) -> tuple[int, list[str], str]:
+    """The same with what make printed."""
     log = house / "log.txt"
     log.write_text("")
     names = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON"}
@@ -112,7 +118,22 @@ def make(house: Path, target: str = "test") -> tuple[int, list[str]]:
     environment |= {"FAKE_LOG": str(log), "FAKE_FAILURE": str(house / "failure")}
     command = ["make", target, f"PYTHON={house / 'fake_python'}"]
     done = subprocess.run(command, cwd=house, env=environment, capture_output=True, text=True)
-    return done.returncode, log.read_text().splitlines()
+    return done.returncode, log.read_text().splitlines(), done.stdout
+
+
+def test_set_up_says_what_it_does(house: Path) -> None:
+    """One line a stage before its work, and pip's own progress; nothing when all is done."""
+    _, asked, shown = make_and_listen(house, "test")
+    lines = [line for line in shown.splitlines() if re.match(r"\[\d/\d\]|\S+ -m pip", line)]
+    assert [line[:5] if line[0] == "[" else "pip" for line in lines] == [
+        "[1/3]",
+        "[2/3]",
+        "pip",
+        "[3/3]",
+        "pip",
+    ]
+    assert not any("-q" in line.split() or "--quiet" in line for line in asked)
+    assert "[" not in make_and_listen(house, "test")[2]
 
 
 def test_set_up_runs_once_and_needs_no_network_afterwards(house: Path) -> None:

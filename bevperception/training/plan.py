@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bevperception.checkpoints.weights import CARD_NAME, WEIGHTS_NAME
+from bevperception.config_io import read_config_files
 from bevperception.documents import read_json, read_yaml
 from bevperception.errors import BevError, ConfigError, DataError
 from bevperception.files import write_text
@@ -27,6 +28,7 @@ TRAIN_TOOL = Path(__file__).resolve().parents[2] / "tools" / "train.py"
 LOG_NAME = "output.log"
 TABLE_NAME = "table.md"
 RECORD_FOLDER = "records"
+STEPS_KEY = "training.steps"
 _POLL_S = 0.5
 _KEYS = {"config", "options", "start", "parts"}
 _METRICS = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
@@ -43,6 +45,8 @@ class Run:
         options: dotted option to value, over the plan's common ones.
         start: name of the run whose weights it starts from, or None.
         parts: of the model that it takes from there; none named takes all.
+        steps: that it is to take; None where neither the plan nor the YAML file says. One that has taken
+            another number is not complete: it goes on, or says why it cannot.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Run:
     options: Mapping[str, object]
     start: str | None = None
     parts: tuple[str, ...] = ()
+    steps: int | None = None
 
     def command(self, out: Path, extra: Sequence[str]) -> list[str]:
         """Program and arguments; ``extra`` options come last and win."""
@@ -68,7 +73,9 @@ class Run:
         if not (folder / WEIGHTS_NAME).is_file() or not (folder / CARD_NAME).is_file():
             return None
         card = read_json(folder / CARD_NAME, f"the card of run {folder}", DataError)
-        metrics = card.get("metrics") if isinstance(card, dict) else None
+        if not isinstance(card, dict) or (self.steps is not None and card.get("step") != self.steps):
+            return None
+        metrics = card.get("metrics")
         return metrics if isinstance(metrics, dict) and metrics else None
 
 
@@ -120,6 +127,7 @@ def run_plan(runs: Sequence[Run], out: Path, jobs: int, extra: Sequence[str] = (
     Raises:
         BevError: a run failed; the others that do not start from it are finished first.
     """
+    runs = [replace(run, steps=_wanted_steps(run, extra)) for run in runs]
     waiting = [run for run in runs if run.metrics(out) is None]
     active: list[tuple[Run, subprocess.Popen[bytes]]] = []
     failed: list[str] = []
@@ -152,6 +160,23 @@ def run_plan(runs: Sequence[Run], out: Path, jobs: int, extra: Sequence[str] = (
             f"the others are in {out / TABLE_NAME}"
         )
     return table
+
+
+def _wanted_steps(run: Run, extra: Sequence[str]) -> int | None:
+    """``training.steps`` as the run's command will find it, by the same order of who wins."""
+    wanted: object = None
+    if run.config.is_file():
+        training = read_config_files(run.config).values.get("training")
+        wanted = training.get("steps") if isinstance(training, dict) else None
+    wanted = run.options.get(STEPS_KEY, wanted)
+    for place, option in enumerate(extra):
+        name, found, value = option.partition("=")
+        if name == f"--{STEPS_KEY}":
+            wanted = value if found else "".join(extra[place + 1 : place + 2])
+    try:
+        return None if wanted is None else int(str(wanted))
+    except ValueError:
+        return None  # the run itself will say that it is no number
 
 
 def keep_results(runs: Sequence[Run], out: Path) -> str:

@@ -20,7 +20,7 @@ PLANS = Path(__file__).resolve().parents[2] / "configs" / "plans"
 
 TRAINER = """
 import json, pathlib, sys
-options = dict(a.lstrip("-").split("=", 1) for a in sys.argv[1:])
+options = dict(a.lstrip("-").split("=", 1) for a in sys.argv[1:] if "=" in a)
 out = pathlib.Path(options["out"])
 start = options.get("training.initial_weights")
 if start and not (pathlib.Path(start) / "weights.safetensors").is_file():
@@ -82,6 +82,44 @@ def test_runs_are_made_once_after_those_they_start_from(folder: Path, jobs: int)
     assert table.count("| 0.250 |") == table.count("| 0.500 |") == 3
     run_plan(runs, out, jobs)
     assert len((out / "order.txt").read_text().splitlines()) == 3, "complete runs were made again"
+
+
+@pytest.mark.parametrize(
+    ("extra", "again"),
+    [
+        (["--training.steps=5"], []),
+        (["--training.steps=9"], ["first", "second", "third"]),
+        (["--training.steps", "9"], ["first", "second", "third"]),
+        (["--training.steps=9", "--training.steps=5"], []),
+    ],
+)
+def test_a_run_that_is_to_take_more_steps_is_not_complete(
+    folder: Path, extra: list[str], again: list[str]
+) -> None:
+    runs = read_plan(write(folder, PLAN))
+    run_plan(runs, folder / "out", 1)
+    (folder / "out" / "order.txt").write_text("")
+    if again:
+        with pytest.raises(BevError):  # the stand-in still takes 5 steps, which is not what was asked for
+            run_plan(runs, folder / "out", 1, extra)
+    else:
+        run_plan(runs, folder / "out", 1, extra)
+    made = [json.loads(line)[0] for line in (folder / "out" / "order.txt").read_text().splitlines()]
+    assert made == [name for name in again if name != "second"]  # which starts from one that failed
+
+
+def test_steps_of_a_plan_win_over_those_of_its_files(folder: Path) -> None:
+    (folder / "root.yaml").write_text("training: {steps: 5}\n")
+    (folder / "b.yaml").write_text("base: root.yaml\n")
+    (folder / "a.yaml").write_text("training: {steps: 7}\n")
+    runs = read_plan(write(folder, PLAN))
+    run_plan(runs, folder / "out", 1)
+    (folder / "root.yaml").write_text("training: {steps: 6}\n")
+    (folder / "out" / "order.txt").write_text("")
+    with pytest.raises(BevError, match=r"second, third failed|third, second failed"):
+        run_plan(runs, folder / "out", 1)
+    made = [json.loads(line)[0] for line in (folder / "out" / "order.txt").read_text().splitlines()]
+    assert made == ["second", "third"]
 
 
 def test_a_record_holds_the_curve_of_a_resumed_run(folder: Path) -> None:
