@@ -172,7 +172,7 @@ def check_output_file(target: str | os.PathLike[str]) -> None:
         OutputError: it cannot.
     """
     target = Path(target)
-    with _made(target.parent), explained(target):
+    with explained(target):
         _refuse_in_the_way(target, wanted_folder=False)
         with _partial_folder(target) as folder:
             (folder / target.name).write_bytes(b"1")
@@ -242,8 +242,15 @@ def _remove_if_abandoned(path: Path) -> None:
 @contextlib.contextmanager
 def _partial_folder(target: Path) -> Iterator[Path]:
     """Make an empty folder beside a target, locked; it goes with all that is left in it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(target.parent)
+    with _made(target.parent):
+        remove_leftovers(target.parent)
+        folder, lock = _new_partial(target)
+        with _released(lock, lambda: shutil.rmtree(folder)):
+            yield folder
+
+
+def _new_partial(target: Path) -> tuple[Path, int]:
+    """Make the folder of :func:`_partial_folder`; returns it and its lock."""
     while True:
         folder = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
         folder.mkdir()
@@ -253,9 +260,7 @@ def _partial_folder(target: Path) -> Iterator[Path]:
             folder.rmdir()
             raise
         if lock is not None:  # or another process took it for a left-over before it was locked
-            break
-    with _released(lock, lambda: shutil.rmtree(folder)):
-        yield folder
+            return folder, lock
 
 
 def _lock(path: Path, folder: bool = False, must: bool = False) -> int | None:

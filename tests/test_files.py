@@ -292,7 +292,9 @@ def pictures(count: int) -> Iterator[np.ndarray]:
         yield rng.integers(0, 255, (65, 97, 3), dtype=np.uint8)
 
 
-def test_every_way_of_writing_says_that_the_disk_is_full(tmp_path: Path, small_files: int) -> None:
+def test_every_way_of_writing_says_that_the_disk_is_full(
+    tmp_path: Path, small_files: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     kept = tmp_path / "kept"
     kept.write_bytes(b"before")
 
@@ -310,6 +312,9 @@ def test_every_way_of_writing_says_that_the_disk_is_full(tmp_path: Path, small_f
             way()
     with pytest.raises(VideoError, match=r"kept 0 of 20 pictures\.\nThe disk is probably full"):
         write_video(tmp_path / "a.mp4", pictures(20), 2.0)
+    with pytest.raises(OutputError):
+        write_bytes(tmp_path / "new" / "folder" / "a", b"x" * (small_files + 1))
+    assert capfd.readouterr().err == ""  # nothing of FFmpeg's own
     write_bytes(kept, b"x" * small_files)  # as much as there is room for
     assert left(tmp_path) == ["kept"]
 

@@ -57,9 +57,10 @@ def write_video(path: str | Path, pictures: Iterable[Image], frames_per_second: 
     target = Path(path)
     with writing(target) as partial:
         count = _encode(partial, pictures, frames_per_second)
-        if _frames_in(partial) != count:
+        kept = _frames_in(partial) if _is_finished(partial) else 0
+        if kept != count:
             raise VideoError(
-                f"{target}: the encoder kept {_frames_in(partial)} of {count} pictures.\n"
+                f"{target}: the encoder kept {kept} of {count} pictures.\n"
                 "The disk is probably full: free some space and run again."
             )
     return count
@@ -101,6 +102,23 @@ def _open(path: Path, shape: tuple[int, ...], frames_per_second: float) -> cv2.V
         f"{path.name}: no MP4 could be opened for writing with the codecs {', '.join(_CODECS)}.\n"
         "Check that the folder is writable and that opencv-python-headless was built with FFmpeg."
     )
+
+
+def _is_finished(path: Path) -> bool:
+    """Whether an MP4 file has the index (moov) that is written last; FFmpeg reports its absence on stderr.
+
+    Source: ISO/IEC 14496-12, 4.2: a box begins with its size (32 bits; 1 says that 64 follow the name).
+    """
+    with path.open("rb") as file:
+        while len(head := file.read(16)) >= 8:
+            size = int.from_bytes(head[:4], "big")
+            if head[4:8] == b"moov":
+                return True
+            size = int.from_bytes(head[8:], "big") if size == 1 else size
+            if size < 8:
+                return False
+            file.seek(size - len(head), 1)
+    return False
 
 
 def _frames_in(path: Path) -> int:
