@@ -88,6 +88,23 @@ def test_no_predictions_score_zero(tiny_reader: NuScenesReader, tmp_path: Path) 
     assert read_submission(tmp_path / RESULTS_FILE) == nothing, "no stand-in box in what is submitted"
 
 
+def test_large_errors_score_zero_and_not_less(tiny_reader: NuScenesReader, tmp_path: Path) -> None:
+    """Where all classes are present, the score over those present is the devkit's own."""
+    results = perfect_results(tiny_reader, VAL_SPLIT)
+    for box in (box for boxes in results.values() for box in boxes):
+        x, y, z = box["translation"]
+        box["translation"] = [x + 1.5, y, z]
+        box["velocity"] = [box["velocity"][0] + 7.0, box["velocity"][1]]
+        box["rotation"] = list(
+            (Quaternion(axis=[0, 0, 1], degrees=140) * Quaternion(box["rotation"])).elements
+        )
+    result = evaluate_detection(tiny_reader, VAL_SPLIT, results, tmp_path)
+    assert result.present is not None
+    assert min(result.overall.mATE, result.overall.mAOE, result.overall.mAVE) > 1.0
+    assert 0.0 < result.overall.mAP < 1.0
+    assert vars(result.present) == pytest.approx(vars(result.overall))
+
+
 def test_one_empty_sample_costs_its_boxes(tiny_reader: NuScenesReader, tmp_path: Path) -> None:
     results = perfect_results(tiny_reader, VAL_SPLIT)
     results[next(iter(results))] = []
