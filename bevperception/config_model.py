@@ -89,9 +89,13 @@ class NeckConfig:
     Args:
         levels: number of levels handed to the BEV encoder; levels beyond the backbone's stages are
             made by stride-2 convolutions.
+        size_divisor: images are padded at the bottom and the right to a multiple of this many pixels. None
+            takes the stride of the coarsest level that the BEV samples, at least 32: then points are found
+            at the right place of every level. Published models were trained with 32.
     """
 
     levels: Levels = 3
+    size_divisor: Annotated[int, Range(32, 1024)] | None = None
 
     def __post_init__(self) -> None:
         check_settings(self, "model.neck")
@@ -478,6 +482,15 @@ class ModelConfig:
     detection: DetectionConfig = field(default_factory=DetectionConfig)
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     centres: CentreConfig = field(default_factory=CentreConfig)
+
+    @property
+    def size_divisor(self) -> int:
+        """Images are padded to a multiple of this many pixels; see ``neck.size_divisor``."""
+        if self.neck.size_divisor is not None:
+            return self.neck.size_divisor
+        finest_stride = 4 * 2 ** min(self.backbone.out_indices)
+        sampled_levels = self.bev.feature_levels or self.neck.levels
+        return int(max(32, finest_stride * 2 ** (sampled_levels - 1)))
 
     def __post_init__(self) -> None:
         if not (self.detection.enabled or self.segmentation.enabled):

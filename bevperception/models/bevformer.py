@@ -28,6 +28,7 @@ from bevperception.models.heads.perspective.stage import build_perspective
 from bevperception.models.heads.segmentation import SegmentationHead
 from bevperception.models.heads.suppression import drop_doubles
 from bevperception.models.hybrid import HybridQueries, ProposalQueries
+from bevperception.models.image_padding import pad_images
 from bevperception.models.losses import DetectionLoss, ReduceMean, SegmentationLoss
 from bevperception.models.necks import FPN
 from bevperception.models.shortcuts import all_true
@@ -189,16 +190,17 @@ class BEVFormer(nn.Module):
     def image_features(self, frames: CameraFrames) -> list[Tensor]:
         """Backbone and neck over the cameras that are there.
 
-        A missing camera's pixels are never looked at; its features are zeros.
+        A missing camera's pixels are never looked at; its features are zeros. Images are padded first.
 
         Args:
-            frames: images (B, N, 3, H, W).
+            frames: images (B, N, 3, H, W) of any size.
 
         Returns:
-            per level (B, N, C, h, w).
+            per level (B, N, C, h, w), where h and w are those of the padded images.
         """
         batch, cameras = frames.images.shape[:2]
-        images = frames.images.flatten(0, 1)
+        # (B, N, 3, H, W) -> (B * N, 3, padded H, padded W)
+        images = pad_images(frames.images.flatten(0, 1), self.config.size_divisor)
         mask = frames.camera_mask
         if mask is None or all_true(mask):
             return [f.unflatten(0, (batch, cameras)) for f in self.neck(self.backbone(images))]
@@ -397,6 +399,7 @@ def build_bev_transformer(config: ModelConfig) -> BEVTransformer:
         bev.can_bus,
         alignment=bev.alignment,
         rotate_center=bev.rotate_center,
+        size_divisor=config.size_divisor,
     )
 
 

@@ -53,7 +53,9 @@ class CameraFeatures:
         value: (B, N, sum(h * w), C), levels concatenated.
         spatial_shapes: (h, w) of the levels.
         bev_to_image: (B, N, 4, 4).
-        image_size: (height, width) in pixels.
+        image_size: (height, width) of the images in pixels; only what lies within is visible.
+        padded_size: (height, width) that the feature maps cover in pixels: images padded at the bottom and
+            the right.
         camera_mask: (B, N) bool or None.
     """
 
@@ -61,6 +63,7 @@ class CameraFeatures:
     spatial_shapes: SpatialShapes
     bev_to_image: Tensor
     image_size: tuple[int, int]
+    padded_size: tuple[int, int]
     camera_mask: Tensor | None = None
 
 
@@ -204,7 +207,9 @@ class BEVEncoder(nn.Module):
         Returns:
             (B, rows * columns, C) BEV features.
         """
-        points, visible = project_pillars(self.pillar_points_m, cameras.bev_to_image, cameras.image_size)
+        points, visible = project_pillars(
+            self.pillar_points_m, cameras.bev_to_image, cameras.image_size, cameras.padded_size
+        )
         hits = find_hits(points, visible, cameras.camera_mask, queries.dtype)
         plane = self.plane_points.to(queries.dtype)
         shift = queries.new_zeros(queries.shape[0], 2)

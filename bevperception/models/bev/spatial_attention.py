@@ -14,17 +14,18 @@ from bevperception.ops import CompressedRows, deform_attn
 
 
 def project_pillars(
-    points_m: Tensor, bev_to_image: Tensor, image_size: tuple[int, int]
+    points_m: Tensor, bev_to_image: Tensor, image_size: tuple[int, int], padded_size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
     """Where the points of the pillars fall in the images.
 
     Args:
         points_m: (D, Q, 3) metres, BEV frame.
         bev_to_image: (B, N, 4, 4) BEV frame to homogeneous pixels.
-        image_size: (height, width) of the network's (padded) input in pixels.
+        image_size: (height, width) of the images in pixels.
+        padded_size: (height, width) that the feature maps cover in pixels, at least ``image_size``.
 
     Returns:
-        reference points (B, N, Q, D, 2) float64, (x, y) as fractions of the image, and visible
+        reference points (B, N, Q, D, 2) float64, (x, y) as fractions of the padded size, and visible
         (B, N, Q, D) bool: strictly inside the image and in front of the camera. Where a point is not
         visible its reference point means nothing.
     """
@@ -32,9 +33,9 @@ def project_pillars(
     # float64: rounded to float32, what a camera sees at its edges would depend on the size of the batch.
     flat = points_m.double().transpose(0, 1).reshape(1, 1, queries * depth_points, 3)
     pixels, depth = project_points(flat, bev_to_image.double())
-    size = pixels.new_tensor([image_size[1], image_size[0]])
-    fractions = (pixels / size).unflatten(2, (queries, depth_points))
-    inside = ((fractions > 0) & (fractions < 1)).all(-1)
+    pixels = pixels.unflatten(2, (queries, depth_points))  # (B, N, Q * D, 2) -> (B, N, Q, D, 2)
+    inside = ((pixels > 0) & (pixels < pixels.new_tensor(image_size[::-1]))).all(-1)
+    fractions = pixels / pixels.new_tensor(padded_size[::-1])
     return fractions, inside & (depth > MIN_DEPTH_M).unflatten(2, (queries, depth_points))
 
 
@@ -44,7 +45,7 @@ class CameraHits:
 
     Attributes:
         rows: a row for each of the B * Q queries; its maps are b * N + n for the cameras n that see it.
-        reference_points: (entries, D, 2) fractions of the image.
+        reference_points: (entries, D, 2) fractions of the padded image.
     """
 
     rows: CompressedRows

@@ -12,6 +12,7 @@ from bevperception.can_bus import relative_can_bus
 from bevperception.geometry import BEVGrid
 from bevperception.models.bev.encoder import BEVEncoder, CameraFeatures, PreviousBEV
 from bevperception.models.bev.memory import CanBusEmbedding, published_shift, rotate_bev, warp_bev
+from bevperception.models.image_padding import padded_size
 from bevperception.structures import BEVMemory, CameraFrames
 
 Alignment = Literal["warp", "published"]
@@ -32,6 +33,7 @@ class BEVTransformer(nn.Module):
         rotate_center: (column, row) the published alignment turns about.
         rotate: whether the published alignment turns the earlier BEV.
         shift: whether the published alignment shifts reference points.
+        size_divisor: the features are those of images padded to a multiple of this.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class BEVTransformer(nn.Module):
         rotate_center: tuple[float, float] = (100.0, 100.0),
         rotate: bool = True,
         shift: bool = True,
+        size_divisor: int = 1,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.grid = grid
         self.alignment = alignment
         self.rotate_center, self.rotate, self.shift = rotate_center, rotate, shift
+        self.size_divisor = size_divisor
         self.level_embeds = nn.Parameter(torch.randn(level_embeddings, channels))
         self.camera_embeds = (
             nn.Parameter(torch.randn(camera_embeddings, channels)) if camera_embeddings else None
@@ -83,11 +87,13 @@ class BEVTransformer(nn.Module):
             levels.append(tokens + self.level_embeds[level])
         shapes = [(int(maps.shape[-2]), int(maps.shape[-1])) for maps in features]
         height, width = frames.images.shape[-2:]
+        size = (int(height), int(width))
         return CameraFeatures(
             torch.cat(levels, dim=2),
             shapes,
             frames.bev_to_image,
-            (int(height), int(width)),
+            size,
+            padded_size(size, self.size_divisor),
             frames.camera_mask,
         )
 
