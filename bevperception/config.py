@@ -98,6 +98,8 @@ class AugmentationConfig:
         image_flip: probability of mirroring all images of a frame.
         grid_mask: probability of blotting the squares of a grid out of a frame's images (GridMask); the
             queue's other frames stay whole.
+        padding_px: in half of the steps, up to so many pixels of mean colour are added at the bottom of all
+            images, and as often at the right, so that a model learns not to depend on where images end.
         camera_dropout: probability that one camera, any of them, is missing from all frames of a queue, so
             that a model learns to do without.
         colour: strength of brightness, contrast and saturation jitter (0 for none).
@@ -111,6 +113,7 @@ class AugmentationConfig:
     crop: Share = 0.0
     image_flip: Share = 0.0
     grid_mask: Share = 0.0
+    padding_px: Annotated[int, Range(0, 1024)] = 0
     camera_dropout: Share = 0.0
     colour: Share = 0.0
     bev_rotation_deg: Annotated[float, Range(0.0, 180.0)] = 0.0

@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 
@@ -30,7 +32,7 @@ from bevperception.structures import (
     Targets,
 )
 from bevperception.training.optimizer import build_optimizer
-from bevperception.training.seeding import STEP, derive_seed
+from bevperception.training.seeding import PADDING, STEP, derive_seed
 from bevperception.training.stream import StreamMemory
 
 SKIPPED_KEY = "bevperception_skipped"
@@ -116,6 +118,20 @@ def normalised(batch: Batch, images: ImageInput) -> Batch:
     return replace(batch, frames=images.normalise(batch.frames), history=history)
 
 
+def padded(batch: Batch, bottom: int, right: int) -> Batch:
+    """Add pixels of the mean colour to all images of a batch.
+
+    Args:
+        batch: with normalised images.
+        bottom, right: how many rows and columns of pixels.
+    """
+
+    def pad(frames: CameraFrames) -> CameraFrames:
+        return replace(frames, images=functional.pad(frames.images, (0, right, 0, bottom)))
+
+    return replace(batch, frames=pad(batch.frames), history=[pad(frames) for frames in batch.history])
+
+
 def in_single_precision(outputs: ModelOutputs) -> ModelOutputs:
     """The same predictions in float32 at least: half precision is too coarse for losses and metres."""
 
@@ -194,6 +210,8 @@ class TrainingModule(pl.LightningModule):
             NonFiniteLossError: in every process, when it is NaN or infinite in any.
         """
         model: Any = self.model
+        if self.config.augmentation.padding_px:
+            batch = self._pad_at_random(batch, batch_idx)
         if self.global_step < self.config.training.perspective_steps:
             outputs = model.see(batch.frames)
         else:
@@ -204,6 +222,13 @@ class TrainingModule(pl.LightningModule):
         total = torch.stack(list(losses.values())).sum()
         self._report(total.detach(), {name: value.detach() for name, value in losses.items()}, batch)
         return self._reach_all_parameters(total)
+
+    def _pad_at_random(self, batch: Batch, batch_idx: int) -> Batch:
+        """Images with ``augmentation.padding_px``; the draw is a function of the step."""
+        training, most = self.config.training, self.config.augmentation.padding_px
+        seed = derive_seed(PADDING, training.seed, self.global_step, batch_idx % training.accumulate, rank())
+        bottom, right = np.random.default_rng(seed).integers(-most, most, size=2, endpoint=True).clip(0)
+        return padded(batch, int(bottom), int(right))
 
     def _losses(self, outputs: ModelOutputs, batch: Batch) -> dict[str, Tensor]:
         """Losses by name; a stand-in has zeros, and no share in what losses are divided by."""

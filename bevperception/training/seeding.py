@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-SHUFFLE, STEP = range(2)
+SHUFFLE, STEP, PADDING = range(3)
 """First part of a derived seed: what the draw is for, so that no two uses share numbers."""
 
 

@@ -133,7 +133,7 @@ def test_projection_against_one_point_at_a_time() -> None:
     size = (45, 80)
     matrices = torch.stack([camera_ring(3, *size)] * 2)
     points_m = pillar_reference_points(4, 5, 8.0, 3) * 60 - 30
-    points, visible = project_pillars(points_m, matrices, size)
+    points, visible = project_pillars(points_m, matrices, size, size)
     assert points.shape == (2, 3, 20, 3, 2)
     assert 0 < visible.sum() < visible.numel()
     for n in range(3):
@@ -179,7 +179,11 @@ def test_encoder_geometry_stays_float64_in_half_precision() -> None:
     assert torch.equal(encoder.pillar_points_m, before)
     assert encoder.layers[0].norm1.weight.dtype == torch.bfloat16
     cameras = CameraFeatures(
-        torch.randn(1, 2, 12, 8, dtype=torch.bfloat16), [(3, 4)], camera_ring(2, 30, 40)[None], (30, 40)
+        torch.randn(1, 2, 12, 8, dtype=torch.bfloat16),
+        [(3, 4)],
+        camera_ring(2, 30, 40)[None],
+        (30, 40),
+        (30, 40),
     )
     out = encoder(torch.randn(1, 15, 8).bfloat16(), torch.randn(1, 15, 8).bfloat16(), cameras)
     assert out.dtype == torch.bfloat16

@@ -161,7 +161,7 @@ def run_point_sampling(case: Case) -> None:
     meta = case.meta
     points_m = _pillars_m(meta["bev_h"], meta["bev_w"], meta["D"], meta["pc_range"])
     height, width = meta["img_shape"][:2]
-    reference, visible = project_pillars(points_m, matrices(case), (height, width))
+    reference, visible = project_pillars(points_m, matrices(case), (height, width), (height, width))
     visible = visible.transpose(0, 1)
     case.check("out.bev_mask", visible)
     masked = torch.where(visible[..., None], reference.transpose(0, 1), 0.0)
@@ -220,7 +220,7 @@ def run_encoder(case: Case) -> None:
         previous = PreviousBEV(features, case.array("in.shift"), valid)
     height, width = meta["img_shape"][:2]
     value = inputs["value"].permute(2, 0, 1, 3)
-    cameras = CameraFeatures(value, spatial_shapes(case), matrices(case), (height, width))
+    cameras = CameraFeatures(value, spatial_shapes(case), matrices(case), (height, width), (height, width))
     queries, position = inputs["bev_query"].transpose(0, 1), inputs["bev_pos"].transpose(0, 1)
     out = module(queries, position, cameras, previous)
     case.check("out.out", out)
