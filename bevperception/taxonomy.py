@@ -43,16 +43,9 @@ SEGMENTATION_CLASSES: Final = (
 MAP_CLASSES: Final = SEGMENTATION_CLASSES[:-1]
 """The segmentation layers that come from the nuScenes map expansion."""
 
-VEHICLE_CLASSES: Final = (
-    "car",
-    "truck",
-    "construction_vehicle",
-    "bus",
-    "trailer",
-    "motorcycle",
-    "bicycle",
-)
-"""Detection classes whose footprints make the ``vehicle`` layer (nuScenes ``vehicle.*``)."""
+VEHICLE_CATEGORY: Final = "vehicle."
+"""How the nuScenes categories begin whose footprints make the ``vehicle`` layer. Two of the ten are no
+detection class: ``vehicle.emergency.ambulance`` and ``vehicle.emergency.police``."""
 
 DEFAULT_ATTRIBUTES: Final = {
     # class: (moving, not moving); '' where nuScenes defines no attribute for the class

@@ -67,8 +67,8 @@ def evaluate_recording(
         results[token] = submission_boxes(boxes, sample.ego_to_global, token)
         probabilities = recording.probabilities(stamp_ns, heads.segmentation.classes)
         if probabilities is not None and heads.segmentation.enabled:
-            truth = reader.annotations(sample).boxes
-            drawn, present = labels.draw(reader.location(sample.scene_token), sample.bev_to_global, truth)
+            vehicles = reader.annotations(sample).vehicles
+            drawn, present = labels.draw(reader.location(sample.scene_token), sample.bev_to_global, vehicles)
             logits = probabilities.clamp(_CERTAIN, 1 - _CERTAIN).logit()
             metric.update(logits[None], drawn[None], present[None])
     if len(missing) == len(results):

@@ -233,7 +233,8 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         if self._labels is None:
             return Targets(boxes=[boxes])
         bev_to_global = sample.bev_to_global @ torch.linalg.inv(bev_to_augmented)
-        maps, present = self._labels.draw(self._locations[sample.scene_token], bev_to_global, boxes)
+        vehicles = transform_boxes(annotations.vehicles.double(), bev_to_augmented).float()
+        maps, present = self._labels.draw(self._locations[sample.scene_token], bev_to_global, vehicles)
         return Targets(boxes=[boxes], segmentation=maps[None], segmentation_present=present[None])
 
 

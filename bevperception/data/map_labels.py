@@ -21,13 +21,10 @@ from bevperception.data.rasterise import Edges, box_edges, polygon_edges, raster
 from bevperception.errors import DataError
 from bevperception.geometry import BEVGrid
 from bevperception.names import check_name
-from bevperception.structures import Boxes3D
-from bevperception.taxonomy import DETECTION_CLASSES, MAP_CLASSES, VEHICLE_CLASSES
+from bevperception.taxonomy import MAP_CLASSES
 
 LAYERS_OF_CLASS = {name: (name,) for name in MAP_CLASSES} | {"divider": ("road_divider", "lane_divider")}
 """Map layers that make up a class (the recipe of BEVFusion)."""
-
-_VEHICLE_LABELS = torch.tensor([DETECTION_CLASSES.index(name) for name in VEHICLE_CLASSES])
 
 
 @dataclass(frozen=True)
@@ -157,13 +154,13 @@ class SegmentationLabels:
             for location in sorted(set(locations)):
                 load_map(self._root, location, self._divider_width_m)
 
-    def draw(self, location: str, bev_to_global: Tensor, boxes: Boxes3D) -> tuple[Tensor, Tensor]:
+    def draw(self, location: str, bev_to_global: Tensor, vehicles: Tensor) -> tuple[Tensor, Tensor]:
         """The labels of one sample.
 
         Args:
             location: of the sample's log.
             bev_to_global: (4, 4) float64, BEV augmentation included.
-            boxes: in the same BEV frame.
+            vehicles: (n, 9) boxes in the same BEV frame, see ``Annotations.vehicles``.
 
         Returns:
             (classes, rows, columns) float32 0 or 1;
@@ -176,22 +173,21 @@ class SegmentationLabels:
         labels = torch.zeros((len(self._classes), self._grid.rows, self._grid.columns))
         for index, name in enumerate(self._classes):
             if name == "vehicle":
-                labels[index] = vehicle_footprints(boxes, self._grid)
+                labels[index] = draw_footprints(vehicles, self._grid)
             elif layers is not None:
                 labels[index] = layers[name].draw(frame)
         present = [name == "vehicle" or layers is not None for name in self._classes]
         return labels, torch.tensor(present, dtype=torch.bool)
 
 
-def vehicle_footprints(boxes: Boxes3D, grid: BEVGrid) -> Tensor:
-    """Where vehicles stand.
+def draw_footprints(boxes: Tensor, grid: BEVGrid) -> Tensor:
+    """Where boxes stand.
 
     Args:
-        boxes: BEV frame; those of ``taxonomy.VEHICLE_CLASSES`` count.
+        boxes: (n, 9) BEV frame.
         grid: BEV frame.
 
     Returns:
         (rows, columns) bool, true where a cell's centre lies in a footprint.
     """
-    is_vehicle = torch.isin(boxes.labels, _VEHICLE_LABELS)
-    return torch.from_numpy(rasterise(box_edges(boxes.values[is_vehicle]), grid))
+    return torch.from_numpy(rasterise(box_edges(boxes), grid))

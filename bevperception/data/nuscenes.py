@@ -24,7 +24,7 @@ from bevperception.errors import DataError, SampleError
 from bevperception.geometry import invert_rigid, pose_matrix, rotation_from_quaternion, transform_points
 from bevperception.names import file_inside
 from bevperception.structures import Boxes3D
-from bevperception.taxonomy import DETECTION_CLASSES
+from bevperception.taxonomy import DETECTION_CLASSES, VEHICLE_CATEGORY
 
 REFERENCE_SENSOR = "LIDAR_TOP"
 """Its key frame's ego pose is a sample's reference, here and in the devkit's evaluation."""
@@ -75,10 +75,12 @@ class SampleRecord:
 
 @dataclass(frozen=True)
 class Annotations:
-    """Ground truth of one sample, one entry a box.
+    """Ground truth of one sample, one entry a box of a detection class.
 
     Attributes:
         boxes: in the BEV frame; velocity NaN where the devkit has none.
+        vehicles: (k, 9) rows as of ``boxes``, of all ``vehicle.*``: those of them that are a detection class,
+            and emergency vehicles. The other attributes say nothing of them.
         tokens: annotation tokens.
         instance_tokens: tokens of the annotated objects, which last over a scene.
         attributes: nuScenes attribute names, '' where there is none.
@@ -87,6 +89,7 @@ class Annotations:
     """
 
     boxes: Boxes3D
+    vehicles: Tensor
     tokens: list[str]
     instance_tokens: list[str]
     attributes: list[str]
@@ -230,7 +233,7 @@ class NuScenesReader:
         )
 
     def annotations(self, sample: SampleRecord) -> Annotations:
-        """Boxes of the ten detection classes with at least ``min_points`` points.
+        """Boxes of the ten detection classes and of all vehicles, with at least ``min_points`` points.
 
         Args:
             sample: from :meth:`sample`.
@@ -246,19 +249,26 @@ class NuScenesReader:
         for annotation_token in self._get("sample", sample.token, sample.token)["anns"]:
             record = self._get("sample_annotation", annotation_token, sample.token)
             points = record["num_lidar_pts"] + record["num_radar_pts"]
-            if category_to_detection_name(record["category_name"]) is None or points < self.config.min_points:
+            name = record["category_name"]
+            wanted = name.startswith(VEHICLE_CATEGORY) or category_to_detection_name(name) is not None
+            if not wanted or points < self.config.min_points:
                 continue
             velocity = self.nusc.box_velocity(annotation_token)
             rows.append([*record["translation"], *record["size"], *record["rotation"], *velocity])
             records.append(record)
         global_rows = torch.tensor(rows, dtype=torch.float64).reshape(-1, 13)
         _check_boxes(global_rows, records, sample.token)
-        labels = [_CLASS_INDEX[category_to_detection_name(r["category_name"])] for r in records]
+        values = _boxes_in_bev(global_rows, sample.bev_to_global).float()
+        vehicles = [row for row, r in enumerate(records) if r["category_name"].startswith(VEHICLE_CATEGORY)]
+        names = [category_to_detection_name(r["category_name"]) for r in records]
+        detected = [row for row, name in enumerate(names) if name is not None]
+        records = [records[row] for row in detected]
         return Annotations(
             boxes=Boxes3D(
-                _boxes_in_bev(global_rows, sample.bev_to_global).float(),
-                torch.tensor(labels, dtype=torch.int64),
+                values[detected],
+                torch.tensor([_CLASS_INDEX[names[row]] for row in detected], dtype=torch.int64),
             ),
+            vehicles=values[vehicles],
             tokens=[r["token"] for r in records],
             instance_tokens=[r["instance_token"] for r in records],
             attributes=[self._attribute(r) for r in records],

@@ -78,11 +78,12 @@ class SamplePainter:
             SampleError: if an annotation cannot be used.
             DataError: if a map expansion is damaged.
         """
-        boxes = self.reader.annotations(sample).boxes
+        annotations = self.reader.annotations(sample)
+        boxes = annotations.boxes
         if self._labels is None or self._segmentation is None:
             return Opinion(boxes)
         location = self.reader.location(sample.scene_token)
-        layers, present = self._labels.draw(location, sample.bev_to_global, boxes)
+        layers, present = self._labels.draw(location, sample.bev_to_global, annotations.vehicles)
         classes = tuple(
             name for name, known in zip(self._segmentation.classes, present.tolist(), strict=True) if known
         )

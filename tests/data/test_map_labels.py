@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +13,28 @@ import shapely
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.map_expansion.map_api import NuScenesMap
 from shapely.geometry import LineString, Point, Polygon
 from shapely.ops import unary_union
 from torch import Tensor
 
+from bevperception.config import AugmentationConfig, ExperimentConfig
 from bevperception.config_model import SegmentationConfig
-from bevperception.data.map_labels import SegmentationLabels, expansion_path, load_map, vehicle_footprints
+from bevperception.data.dataset import build_dataset
+from bevperception.data.map_labels import SegmentationLabels, draw_footprints, expansion_path, load_map
+from bevperception.data.nuscenes import NuScenesReader
 from bevperception.data.rasterise import polygon_edges, rasterise
 from bevperception.data.transforms import BEVDraw
 from bevperception.errors import DataError
 from bevperception.geometry import BEVGrid, box_corners, planar_pose
-from bevperception.structures import Boxes3D
-from bevperception.taxonomy import DETECTION_CLASSES, MAP_CLASSES, VEHICLE_CLASSES
+from bevperception.structures import Batch
+from bevperception.taxonomy import DETECTION_CLASSES, MAP_CLASSES
 from tests.fixtures.tiny_map import LINES, POLYGONS
-from tests.fixtures.tiny_nuscenes import MAP_WITH_EXPANSION, write_tiny_nuscenes
+from tests.fixtures.tiny_nuscenes import MAP_WITH_EXPANSION, TRAIN_SPLIT, VERSION, write_tiny_nuscenes
 
 GRID = BEVGrid(-10.0, 12.0, -7.0, 9.0, rows=23, columns=37)
-NO_BOXES = Boxes3D(torch.zeros((0, 9)), torch.zeros(0, dtype=torch.int64))
+NO_BOXES = torch.zeros((0, 9))
 HALF_WIDTH_M = 0.5
 
 
@@ -94,17 +99,55 @@ def test_footprints_equal_point_in_polygon(cells: tuple[int, int]) -> None:
     values = torch.rand((12, 9), generator=generator) * torch.tensor([22, 16, 1, 6, 3, 2, 7, 1, 1])
     values[:, :2] -= torch.tensor([10.0, 7.0])
     values[:, 3:6] += 0.3
-    labels = torch.arange(12) % 10
-    drawn = vehicle_footprints(Boxes3D(values, labels), grid).numpy()
-    corners = box_corners(values.double())[:, :4, :2]
-    vehicles = [
-        Polygon(corner.tolist())
-        for corner, label in zip(corners, labels.tolist(), strict=True)
-        if DETECTION_CLASSES[label] in VEHICLE_CLASSES
-    ]
-    assert len(vehicles) == 9
-    np.testing.assert_array_equal(drawn, slow_mask(unary_union(vehicles), grid))
-    assert not vehicle_footprints(NO_BOXES, grid).any()
+    drawn = draw_footprints(values, grid).numpy()
+    shapes = [Polygon(corner.tolist()) for corner in box_corners(values.double())[:, :4, :2]]
+    np.testing.assert_array_equal(drawn, slow_mask(unary_union(shapes), grid))
+    assert not draw_footprints(NO_BOXES, grid).any()
+
+
+CATEGORIES = (
+    *("animal", "human.pedestrian.adult", "human.pedestrian.child", "human.pedestrian.construction_worker"),
+    *("human.pedestrian.personal_mobility", "human.pedestrian.police_officer", "human.pedestrian.stroller"),
+    *("human.pedestrian.wheelchair", "movable_object.barrier", "movable_object.debris"),
+    *("movable_object.pushable_pullable", "movable_object.trafficcone", "static_object.bicycle_rack"),
+    *("vehicle.bicycle", "vehicle.bus.bendy", "vehicle.bus.rigid", "vehicle.car", "vehicle.construction"),
+    *("vehicle.emergency.ambulance", "vehicle.emergency.police", "vehicle.motorcycle", "vehicle.trailer"),
+    "vehicle.truck",
+)
+"""All 23 of nuScenes."""
+
+
+@pytest.mark.parametrize("frame", ["ego", "lidar"])
+def test_the_vehicle_layer_shows_every_vehicle_and_nothing_else(tiny_nuscenes: Path, frame: str) -> None:
+    config = ExperimentConfig()
+    config.data = replace(config.data, root=str(tiny_nuscenes), version=VERSION, bev_frame=frame, history=0)
+    config.model.segmentation = SegmentationConfig(classes=("vehicle",), range_m=24.0, cell_m=0.75)
+    config.augmentation = AugmentationConfig(bev_rotation_deg=80.0, bev_scale=(0.8, 0.9), bev_flip_x=1.0)
+    reader = NuScenesReader(config.data)
+    dataset = build_dataset(reader, config, TRAIN_SPLIT, training=True)
+    token = dataset.tokens[1]
+    records = [reader.nusc.get("sample_annotation", t) for t in reader.nusc.get("sample", token)["anns"]]
+    own = [record["category_name"] for record in records]
+    assert own[0] == "vehicle.car"
+    shown: dict[str, Tensor] = {}
+    try:
+        for name in CATEGORIES:
+            for record in records:
+                record["category_name"] = "animal"
+            records[0]["category_name"] = name
+            batch = dataset[1, 3]
+            assert isinstance(batch, Batch)
+            shown[name] = batch.targets.segmentation[0, 0]
+            known = category_to_detection_name(name)
+            assert [DETECTION_CLASSES[i] for i in batch.targets.boxes[0].labels] == ([known] if known else [])
+    finally:
+        for record, name in zip(records, own, strict=True):
+            record["category_name"] = name
+    # The box of a car is drawn at its augmented place: footprints of other categories are the same.
+    assert 4 < shown["vehicle.car"].sum() < 40
+    for name, drawn in shown.items():
+        expected = shown["vehicle.car"] if name.startswith("vehicle.") else torch.zeros_like(drawn)
+        torch.testing.assert_close(drawn, expected, rtol=0, atol=0, msg=name)
 
 
 def global_shape(name: str) -> shapely.Geometry:
@@ -186,7 +229,7 @@ def test_no_expansion_means_no_map_labels(tiny_nuscenes: Path) -> None:
     config = SegmentationConfig(classes=("vehicle", "walkway"))
     labels = SegmentationLabels(tiny_nuscenes, config, 1.0)
     labels.preload(["boston-seaport", MAP_WITH_EXPANSION])
-    box = Boxes3D(torch.tensor([[0.0, 0, 0, 4, 2, 1, 0, 0, 0]]), torch.tensor([0]))
+    box = torch.tensor([[0.0, 0, 0, 4, 2, 1, 0, 0, 0]])
     maps, present = labels.draw("boston-seaport", planar_pose(0, 0, 0), box)
     assert present.tolist() == [True, False]
     assert maps[0].sum() == 4 * 2 / 0.25
