@@ -18,7 +18,7 @@ from bevperception.models.bev.encoder import BEVEncoder, BEVEncoderLayer
 from bevperception.models.bev.fusion import TemporalFusion, fuse_memory
 from bevperception.models.bev.grid import LearnedPositionalEncoding
 from bevperception.models.bev.history import choose_frames, frame_before, pick_frames, push
-from bevperception.models.bev.memory import warp_bev
+from bevperception.models.bev.memory import known_poses, warp_bev
 from bevperception.models.bev.transformer import BEVTransformer
 from bevperception.models.heads.box_code import BoxCodec
 from bevperception.models.heads.centres import CentreHead, CentreLoss, centre_targets, velocities_at
@@ -236,7 +236,7 @@ class BEVFormer(nn.Module):
         if temporal.mode == "fusion":
             memory = None
         elif memory is not None:
-            memory = frame_before(memory, frames.timestamps_s, temporal.interval_s)
+            memory = frame_before(memory.keep(known_poses(frames)), frames.timestamps_s, temporal.interval_s)
         features = features[: self.config.bev.feature_levels]
         position = self.bev_position(self.grid.rows, self.grid.columns)
         tokens: Tensor = self.bev_transformer(features, frames, self.bev_queries.weight, position, memory)
@@ -260,6 +260,7 @@ class BEVFormer(nn.Module):
         current = self.remember(bev, frames)
         # A sequence begins as one that has forgotten all.
         memory = current.keep(torch.zeros_like(current.valid)) if memory is None else memory
+        memory = memory.keep(known_poses(frames))
         choice = choose_frames(
             memory, frames.timestamps_s, temporal.past, temporal.future, temporal.interval_s
         )
@@ -279,13 +280,12 @@ class BEVFormer(nn.Module):
             bev: (B, C, rows, columns) of this frame, from :meth:`encode`.
             frames: this frame's poses and times.
             memory: before this frame.
-            valid: (B,) bool, False for samples whose frame is a placeholder; None for all true.
+            valid: (B,) bool, False for samples whose frame is a placeholder; None for all true. A sample
+                whose pose is impossible is not remembered either.
         """
-        if valid is None:
-            valid = torch.ones(frames.batch_size, dtype=torch.bool, device=bev.device)
-        newest = BEVMemory(
-            bev, frames.bev_to_global, frames.timestamps_s, valid.to(bev.device), frames.can_bus
-        )
+        known = known_poses(frames).to(bev.device)
+        valid = known if valid is None else known & valid.to(bev.device)
+        newest = BEVMemory(bev, frames.bev_to_global, frames.timestamps_s, valid, frames.can_bus)
         temporal = self.config.temporal
         if temporal.alone or (temporal.mode == "recurrent" and temporal.interval_s == 0.0):
             return newest

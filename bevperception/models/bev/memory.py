@@ -13,12 +13,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bevperception.geometry import BEVGrid
+from bevperception.geometry import MAX_COORDINATE_M, BEVGrid
 from bevperception.models.precision import LayerNorm
 from bevperception.structures import CameraFrames
 
 _SNAP = 2.0**20
 """Sampling positions are rounded to 1/_SNAP of a cell, so that no motion samples cells exactly."""
+
+
+def known_poses(frames: CameraFrames) -> Tensor:
+    """Whether each sample's pose can be one at all: finite and on Earth, and so its CAN-bus vector.
+
+    Args:
+        frames: B samples.
+
+    Returns:
+        (B,) bool. What is False here can neither be given a memory nor become one.
+    """
+    # not a comparison with >, so that NaN counts as unknown
+    known = (frames.bev_to_global.abs() <= MAX_COORDINATE_M).flatten(1).all(1)
+    if frames.can_bus is not None:
+        known = known & (frames.can_bus.abs() <= MAX_COORDINATE_M).all(1)
+    return known
+
+
+def relative_pose(a_to_global: Tensor, b_to_global: Tensor) -> Tensor:
+    """``a_to_b`` of each sample; NaN for samples whose matrices are not finite or not invertible.
+
+    Args:
+        a_to_global, b_to_global: (B, 4, 4), any invertible matrices.
+
+    Returns:
+        (B, 4, 4) float64.
+    """
+    # solve_ex: solve refuses the whole batch for one bad sample.
+    a_to_b, failed = torch.linalg.solve_ex(b_to_global.double(), a_to_global.double())
+    return torch.where((failed == 0)[:, None, None], a_to_b, math.nan)
 
 
 def cells_in_previous(grid: BEVGrid, bev_to_global: Tensor, previous_bev_to_global: Tensor) -> Tensor:
@@ -31,9 +61,10 @@ def cells_in_previous(grid: BEVGrid, bev_to_global: Tensor, previous_bev_to_glob
         previous_bev_to_global: (B, 4, 4) of the earlier frame.
 
     Returns:
-        (B, rows, columns, 2) continuous (column, row) in the earlier map, float64.
+        (B, rows, columns, 2) continuous (column, row) in the earlier map, float64; not finite for samples
+        whose poses do not tell.
     """
-    current_to_previous = torch.linalg.solve(previous_bev_to_global.double(), bev_to_global.double())
+    current_to_previous = relative_pose(bev_to_global, previous_bev_to_global)
     centres = grid.cell_centres().to(bev_to_global.device)
     planar = current_to_previous[:, None, None, :2, :2]
     moved = (planar @ centres[..., None]).squeeze(-1) + current_to_previous[:, None, None, :2, 3]
@@ -47,7 +78,8 @@ def sample_bilinear(features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         features: (B, C, rows, columns).
-        cells: (B, h, w, 2) continuous (column, row), the centre of the first cell at (0, 0).
+        cells: (B, h, w, 2) continuous (column, row), the centre of the first cell at (0, 0); what is not
+            finite lies outside.
 
     Returns:
         samples (B, C, h, w), and coverage (B, h, w) in [0, 1]: how much of each sample's weight lies
@@ -68,8 +100,9 @@ def sample_bilinear(features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
             inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
             weight_x = fraction[..., 0] if dx else 1 - fraction[..., 0]
             weight_y = fraction[..., 1] if dy else 1 - fraction[..., 1]
-            weight = (weight_x * weight_y * inside).to(features.dtype)
-            index = row.clamp(0, rows - 1) * columns + column.clamp(0, columns - 1)
+            # where, not products: of cells that are not finite, neither is the weight.
+            weight = torch.where(inside, weight_x * weight_y, 0.0).to(features.dtype)
+            index = torch.where(inside, row * columns + column, 0.0)
             index = (index.long().flatten(1) + first).flatten()
             corner = cells_of_map.index_select(0, index).view(batch, height * width, channels)
             samples = samples + corner * weight.flatten(1)[..., None]
@@ -105,7 +138,7 @@ def seen_from(frames: CameraFrames, bev_to_global: Tensor) -> CameraFrames:
 
     Source: the published BEVFormer v2 encodes past frames in the current LiDAR frame this way.
     """
-    asked_to_own = torch.linalg.solve(frames.bev_to_global.double(), bev_to_global.double())
+    asked_to_own = relative_pose(bev_to_global, frames.bev_to_global)
     bev_to_image = frames.bev_to_image.double() @ asked_to_own[:, None]
     return replace(frames, bev_to_image=bev_to_image.to(frames.bev_to_image), bev_to_global=bev_to_global)
 
@@ -115,7 +148,8 @@ def rotate_bev(features: Tensor, angle_deg: Tensor, center: tuple[float, float])
 
     Args:
         features: (B, C, rows, columns).
-        angle_deg: (B,) degrees, counter-clockwise as displayed with row 0 at the top.
+        angle_deg: (B,) degrees, counter-clockwise as displayed with row 0 at the top; a map whose angle is
+            not finite becomes zeros.
         center: (column, row) measured from the upper left corner of the map, in cells.
 
     Returns:
@@ -128,7 +162,11 @@ def rotate_bev(features: Tensor, angle_deg: Tensor, center: tuple[float, float])
     y = torch.arange(rows, dtype=dtype, device=device) + 0.5 - rows * 0.5
     center_x, center_y = center[0] - columns * 0.5, center[1] - rows * 0.5
     grids = []
+    outside = torch.full((rows, columns, 2), 2.0, dtype=dtype, device=device)
     for angle in angle_deg.double().tolist():
+        if not math.isfinite(angle):
+            grids.append(outside)
+            continue
         c, s = math.cos(math.radians(-angle)), math.sin(math.radians(-angle))
         theta = torch.tensor(
             [

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from bevperception.can_bus import relative_can_bus
 from bevperception.geometry import BEVGrid
 from bevperception.models.bev.encoder import BEVEncoder, CameraFeatures, PreviousBEV
-from bevperception.models.bev.memory import CanBusEmbedding, published_shift, rotate_bev, warp_bev
+from bevperception.models.bev.memory import (
+    CanBusEmbedding,
+    known_poses,
+    published_shift,
+    rotate_bev,
+    warp_bev,
+)
 from bevperception.models.image_padding import padded_size
 from bevperception.structures import BEVMemory, CameraFrames
 
@@ -180,9 +186,11 @@ class BEVTransformer(nn.Module):
 
     def _relative_can_bus(self, frames: CameraFrames, memory: BEVMemory | None) -> Tensor | None:
         assert frames.can_bus is not None
+        # Zeros are what the published data hold where nothing was measured.
+        can_bus = torch.where(known_poses(frames)[:, None], frames.can_bus, 0.0)
         if memory is None:
-            none = torch.zeros(frames.batch_size, dtype=torch.bool, device=frames.can_bus.device)
-            return relative_can_bus(frames.can_bus, frames.can_bus, none)
+            none = torch.zeros(frames.batch_size, dtype=torch.bool, device=can_bus.device)
+            return relative_can_bus(can_bus, can_bus, none)
         if memory.can_bus is None:
             return None
-        return relative_can_bus(frames.can_bus, memory.can_bus, memory.valid)
+        return relative_can_bus(can_bus, memory.can_bus, memory.valid)
