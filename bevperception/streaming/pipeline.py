@@ -11,7 +11,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from bevperception.streaming.statistics import Durations, Rate
 from bevperception.streaming.synchroniser import ImageSet, Synchroniser, SyncSettings
 
 _HELD_SUSPECTS = 64
+_IMPOSSIBLE = "odometry with an impossible pose"
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,8 @@ class Pipeline:
     def add_pose(self, pose: TimedPose) -> None:
         """Odometry arrived: the vehicle's pose."""
         with self._lock:
-            if not pose.is_finite:
-                self.counts["odometry that is not finite"] += 1
+            if not pose.is_possible:
+                self._doubt_motion()
                 return
             self._motion_refused = ""
             self._judged(pose.stamp_ns, "odometry", lambda: self._poses.add(pose))
@@ -319,6 +319,14 @@ class Pipeline:
         # A new sequence makes the predictor forget, in the thread that uses it.
         self._sequence += 1
 
+    def _doubt_motion(self) -> None:
+        """Odometry that cannot be: whatever makes the poses has failed, and may go on in another frame."""
+        self.counts[_IMPOSSIBLE] += 1
+        if self._motion_refused != _IMPOSSIBLE:
+            self._motion_refused = _IMPOSSIBLE
+            self.resets[_IMPOSSIBLE] += 1
+            self._sequence += 1
+
     def _motion_known(self, stamp_ns: int) -> bool:
         return self.settings.motion_source == "none" or self._poses.covers(stamp_ns)
 
@@ -333,7 +341,9 @@ class Pipeline:
         at_exposure = {c: self._poses.at(image.stamp_ns) for c, image in images.images.items()}
         if reference is None or any(pose is None for pose in at_exposure.values()):
             return None, self._no_motion_reason(images.stamp_ns)
-        return EgoMotion(reference, {c: p for c, p in at_exposure.items() if p is not None}), ""
+        motion = EgoMotion(reference, {c: p for c, p in at_exposure.items() if p is not None})
+        problem = motion.problem(at_exposure)
+        return (None, f"ego motion is impossible: {problem}") if problem else (motion, "")
 
     def _no_motion_reason(self, stamp_ns: int) -> str:
         if self._motion_refused:
@@ -413,10 +423,6 @@ class Pipeline:
     ) -> Perception:
         with self._lock:
             rig = self._rig(pixels)
-        if motion is None:
-            # Without motion the memory would be laid over the wrong ground.
-            self._predictor.reset()
-            motion = EgoMotion(torch.eye(4, dtype=torch.float64))
         found = self._predictor.step(pixels, rig, motion, images.stamp_ns * 1e-9, str(sequence))
         if found.reset is not None:
             with self._lock:

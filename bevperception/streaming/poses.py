@@ -10,7 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bevperception.geometry import pose_matrix
+from bevperception.geometry import MAX_COORDINATE_M, pose_matrix
+
+QUATERNION_TOLERANCE = 1e-2
+"""How far the length of a rotation's quaternion may be from 1 (tf2's own tolerance)."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,13 @@ class TimedPose:
     quaternion_wxyz: tuple[float, float, float, float]
 
     @property
-    def is_finite(self) -> bool:
-        """Whether it is a pose at all: finite numbers and a quaternion that is not zero."""
+    def is_possible(self) -> bool:
+        """Whether it is a pose at all: finite, on Earth, and turned by a quaternion of about unit length."""
         values = (*self.translation_m, *self.quaternion_wxyz)
-        return all(map(math.isfinite, values)) and math.hypot(*self.quaternion_wxyz) > 1e-6
+        if not all(map(math.isfinite, values)):
+            return False
+        on_earth = all(abs(value) <= MAX_COORDINATE_M for value in self.translation_m)
+        return on_earth and abs(math.hypot(*self.quaternion_wxyz) - 1.0) <= QUATERNION_TOLERANCE
 
     def matrix(self) -> Tensor:
         """(4, 4) float64 ``ego_to_global``."""
@@ -83,9 +89,9 @@ class PoseBuffer:
         """Take a pose in, wherever it belongs in time; one of the same stamp is replaced.
 
         Raises:
-            ValueError: if it is not finite.
+            ValueError: if it is impossible.
         """
-        if not pose.is_finite:
+        if not pose.is_possible:
             raise ValueError(f"not a pose: {pose}")
         at = bisect.bisect_left(self._stamps, pose.stamp_ns)
         if at < len(self._stamps) and self._stamps[at] == pose.stamp_ns:

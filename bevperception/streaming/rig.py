@@ -28,7 +28,8 @@ from torch import Tensor
 from bevperception.documents import read_yaml
 from bevperception.errors import ConfigError
 from bevperception.files import write_text
-from bevperception.geometry import invert_rigid, pose_matrix
+from bevperception.geometry import MAX_COORDINATE_M, invert_rigid, pose_matrix
+from bevperception.streaming.poses import QUATERNION_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def pose_from_xyzw(translation_m: list[float], rotation_xyzw: list[float]) -> Te
     """(4, 4) float64 child to parent from a translation and a quaternion in the order of ROS.
 
     Raises:
-        ValueError: if there are not 3 and 4 finite numbers, or the quaternion is not of unit length.
+        ValueError: if there are not 3 and 4 finite numbers, the quaternion is not of unit length, or the
+            place is not on Earth.
     """
     values = [float(v) for v in (*translation_m, *rotation_xyzw)]
     if len(translation_m) != 3 or len(values) != 7 or not all(map(math.isfinite, values)):
@@ -58,8 +60,10 @@ def pose_from_xyzw(translation_m: list[float], rotation_xyzw: list[float]) -> Te
             f"a pose needs 3 and 4 finite numbers, got {list(translation_m)} and {list(rotation_xyzw)}"
         )
     x, y, z, w = values[3:]
-    if abs(math.hypot(x, y, z, w) - 1.0) > 1e-2:
+    if abs(math.hypot(x, y, z, w) - 1.0) > QUATERNION_TOLERANCE:
         raise ValueError(f"the quaternion {list(rotation_xyzw)} is not of unit length")
+    if max(map(abs, values[:3])) > MAX_COORDINATE_M:
+        raise ValueError(f"the translation {list(translation_m)} in metres leads off the Earth")
     translation = torch.tensor(values[:3], dtype=torch.float64)
     return pose_matrix(translation, torch.tensor([w, x, y, z], dtype=torch.float64))
 

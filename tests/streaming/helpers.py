@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,7 +18,7 @@ from bevperception.streaming.camera_model import CameraInfo
 from bevperception.streaming.images import CameraImage
 from bevperception.streaming.pipeline import Pipeline, Result
 from bevperception.streaming.poses import TimedPose
-from bevperception.streaming.rig import pose_from_xyzw
+from bevperception.streaming.rig import pose_from_xyzw, write_mounts
 from bevperception.streaming.settings import NodeSettings
 from tests.fixtures.tiny_nuscenes import VAL_SPLIT, VERSION
 
@@ -84,11 +84,20 @@ class Vehicle:
 
     Args:
         root: of the tiny data set.
+        scene: that is driven.
+        bev_frame: in which the model reasons.
         settings: parameters that differ from the defaults.
     """
 
-    def __init__(self, root: Path, scene: str = "scene-9003", **settings: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        scene: str = "scene-9003",
+        bev_frame: Literal["ego", "lidar"] = "ego",
+        **settings: Any,
+    ) -> None:
         self.config = micro_config(root)
+        self.config.data.bev_frame = bev_frame
         self.reader = NuScenesReader(self.config.data)
         self.frames = frames_of(self.reader, scene)
         self.predictor = StreamingPredictor(micro_model(self.config), data=self.config.data)
@@ -99,8 +108,8 @@ class Vehicle:
             self.predictor, tuple(self.config.data.cameras), replace(NodeSettings(), **values)
         )
 
-    def calibrate(self, *channels: str) -> None:
-        """Camera info and transforms of some cameras; of all if none are given."""
+    def calibrate(self, *channels: str, off_m: float = 0.0) -> None:
+        """Camera info and transforms (wrong by ``off_m`` in x) of some cameras; of all if none are given."""
         sample = self.reader.nusc.get("sample", self.frames[0].token)
         for channel in channels or self.config.data.cameras:
             record = self.reader.sensor_data(sample, channel)
@@ -110,7 +119,23 @@ class Vehicle:
             self.pipeline.add_camera_info(channel, info)
             w, x, y, z = mount["rotation"]
             matrix = pose_from_xyzw(mount["translation"], [x, y, z, w])
+            matrix[0, 3] += off_m
             self.pipeline.add_transform("base_link", channel.lower(), matrix)
+
+    def write_calibration(self, path: Path) -> None:
+        """A calibration file of the cameras, and of the LiDAR where the model reasons in its frame."""
+        sample = self.reader.nusc.get("sample", self.frames[0].token)
+
+        def place(channel: str) -> dict[str, list[float]]:
+            record = self.reader.sensor_data(sample, channel)
+            mount = self.reader.nusc.get("calibrated_sensor", record["calibrated_sensor_token"])
+            w, x, y, z = mount["rotation"]
+            return {"translation_m": list(mount["translation"]), "rotation_xyzw": [x, y, z, w]}
+
+        content: dict[str, Any] = {"cameras": {c: place(c) for c in self.config.data.cameras}}
+        if self.config.data.bev_frame == "lidar":
+            content["bev"] = place("LIDAR_TOP")
+        write_mounts(path, content)
 
     def send(
         self,

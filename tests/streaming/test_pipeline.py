@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,10 +18,11 @@ from bevperception.inference import StreamingPredictor
 from bevperception.streaming.cameras import CameraState
 from bevperception.streaming.diagnostics import Level, statuses
 from bevperception.streaming.pipeline import Pipeline
+from bevperception.streaming.poses import TimedPose
 from bevperception.streaming.settings import NodeSettings
 from bevperception.taxonomy import CAMERA_NAMES
 from tests.fixtures.tiny_nuscenes import VAL_SPLIT
-from tests.streaming.helpers import Vehicle, micro_model
+from tests.streaming.helpers import Frame, Vehicle, micro_model
 
 
 @pytest.fixture
@@ -34,7 +37,19 @@ def words(vehicle: Vehicle) -> dict[str, tuple[Level, str]]:
     return {line.name: (line.level, line.message) for line in lines}
 
 
-def test_results_equal_offline_prediction(vehicle: Vehicle) -> None:
+@pytest.mark.parametrize("bev_frame", ["ego", "lidar"])
+def test_results_equal_offline_prediction(
+    tiny_nuscenes: Path, tmp_path: Path, bev_frame: Literal["ego", "lidar"]
+) -> None:
+    """In the LiDAR's frame, with mountings from the calibration file: TF is wrong and must not win."""
+    vehicle = Vehicle(tiny_nuscenes, bev_frame=bev_frame)
+    if bev_frame == "lidar":
+        vehicle.write_calibration(tmp_path / "rig.yaml")
+        settings = {"calibration_file": str(tmp_path / "rig.yaml")}
+        vehicle = Vehicle(tiny_nuscenes, bev_frame=bev_frame, **settings)
+        vehicle.calibrate(off_m=0.2)
+    else:
+        vehicle.calibrate()
     config = vehicle.config
     dataset = build_dataset(vehicle.reader, config, VAL_SPLIT, training=False)
     predictor = StreamingPredictor(micro_model(config))
@@ -55,6 +70,7 @@ def test_results_equal_offline_prediction(vehicle: Vehicle) -> None:
         wanted = seen.outputs.segmentation_logits[0].sigmoid()
         torch.testing.assert_close(result.perception.segmentation, wanted, atol=1e-5, rtol=0)
         pose = seen.batch.frames.bev_to_global[0]
+        assert result.perception.bev_to_global is not None
         torch.testing.assert_close(result.perception.bev_to_global, pose, atol=1e-9, rtol=0)
     assert vehicle.pipeline.health().resets == {"first frame": 1}
 
@@ -130,7 +146,8 @@ def test_without_odometry_each_frame_stands_alone_or_nothing_is_published(vehicl
     result = vehicle.send(vehicle.frames[2], motion=False)
     assert result is not None
     assert result.perception is not None
-    assert result.perception.reset == "first frame"
+    assert result.perception.reset == "no ego motion"
+    assert result.perception.bev_to_global is None
     assert "ego motion is lost: the newest is" in result.note
     level, message = words(vehicle)["ego motion"]
     assert level == Level.WARN
@@ -140,6 +157,80 @@ def test_without_odometry_each_frame_stands_alone_or_nothing_is_published(vehicl
     assert result is not None
     assert result.perception is None
     assert "nothing is published without ego motion" in result.note
+
+
+def test_the_frame_after_one_without_motion_begins_anew(vehicle: Vehicle) -> None:
+    """Near the origin of the odometry's frame nothing else would tell that there was no pose before."""
+    frames = []
+    for frame in vehicle.frames:
+        poses = [replace(p, translation_m=(0.1, 0.2, 0.0)) for p in frame.poses]
+        frames.append(replace(frame, poses=poses))
+    vehicle.send(frames[0])
+    vehicle.send(frames[1], motion=False)
+    after = vehicle.send(frames[2])
+    assert after is not None
+    assert after.perception is not None
+    assert after.perception.reset == "the frame before stood alone (no ego motion)"
+    again = vehicle.send(frames[3])
+    assert again is not None
+    assert again.perception is not None
+    assert again.perception.reset is None
+
+
+def spoil(pose: TimedPose, translation_m: tuple[float, float, float]) -> TimedPose:
+    return replace(pose, translation_m=translation_m)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e300])
+def test_odometry_with_an_impossible_pose_resets_the_memory(vehicle: Vehicle, value: float) -> None:
+    first, second, third, fourth = vehicle.frames
+    vehicle.send(first)
+    for pose in second.poses[:3]:
+        vehicle.pipeline.add_pose(spoil(pose, (0.0, value, 0.0)))
+    assert vehicle.pipeline.health().motion == "odometry with an impossible pose"
+    result = vehicle.send(second)
+    assert result is not None
+    assert result.perception is not None
+    assert result.perception.reset == "new scene"
+    assert result.perception.bev_to_global is not None
+    assert bool(result.perception.boxes.values.isfinite().all())
+    health = vehicle.pipeline.health()
+    assert health.counts["odometry with an impossible pose"] == 3
+    assert health.resets["odometry with an impossible pose"] == 1
+    assert health.motion == ""
+    lost = replace(third, poses=[spoil(pose, (value, 0.0, 0.0)) for pose in third.poses])
+    result = vehicle.send(lost)
+    assert result is not None
+    assert result.perception is not None
+    assert result.perception.bev_to_global is None
+    assert result.note == "ego motion refused: odometry with an impossible pose"
+    level, message = words(vehicle)["ego motion"]
+    assert level == Level.WARN
+    assert message.startswith("odometry with an impossible pose; each frame stands alone")
+    assert words(vehicle)["perception"][0] == Level.WARN
+    result = vehicle.send(fourth)
+    assert result is not None
+    assert result.perception is not None
+    assert result.perception.reset == "the frame before stood alone (no ego motion)"
+
+
+def test_exposures_that_lie_apart_are_no_motion(vehicle: Vehicle) -> None:
+    vehicle.send(vehicle.frames[0])
+    frame = vehicle.frames[1]
+    stamp_ns = next(i.stamp_ns for i in frame.images if i.channel == "CAM_BACK")
+    x, y, z = frame.poses[-1].translation_m
+    poses = [spoil(p, (x + 500.0, y, z)) if p.stamp_ns == stamp_ns else p for p in frame.poses]
+    result = vehicle.send(replace(frame, poses=poses))
+    assert result is not None
+    assert result.perception is not None
+    assert result.perception.bev_to_global is None
+    assert result.perception.reset == "no ego motion"
+    assert result.note.startswith("ego motion is impossible: the exposure of CAM_BACK lies 500 m away")
+    assert words(vehicle)["ego motion"][1].startswith("ego motion is impossible: ")
+    vehicle.pipeline.change(replace(vehicle.pipeline.settings, without_motion="stop"))
+    result = vehicle.send(replace(frame, poses=poses), shift_ns=500_000_000)
+    assert result is not None
+    assert result.perception is None
 
 
 def test_camera_info_may_come_late(tiny_nuscenes: Path) -> None:
@@ -156,17 +247,42 @@ def test_camera_info_may_come_late(tiny_nuscenes: Path) -> None:
     assert not result.masked
 
 
-def test_a_bag_that_starts_again_loses_nothing_and_resets_the_memory(vehicle: Vehicle) -> None:
+@pytest.mark.parametrize("back_s", [0.0, 60.0])
+def test_a_bag_that_starts_again_loses_nothing_and_resets_the_memory(vehicle: Vehicle, back_s: float) -> None:
+    """Also one that jumps back farther than poses are kept."""
     for frame in vehicle.frames:
-        vehicle.send(frame)
+        vehicle.send(frame, shift_ns=round(back_s * 1e9))
     again = vehicle.send(vehicle.frames[0])
     assert again is not None
     assert again.perception is not None
-    assert not again.masked
+    assert (again.masked, again.note) == ({}, "")
     assert again.perception.reset == "new scene"
+    assert again.perception.bev_to_global is not None
+    wanted = vehicle.reader.sample(vehicle.frames[0].token).bev_to_global
+    torch.testing.assert_close(again.perception.bev_to_global, wanted, atol=1e-6, rtol=0)
     health = vehicle.pipeline.health()
     assert health.resets["the clock jumped back"] == 1
     assert health.counts["stamp far back"] == 8  # seven poses and an image
+    assert health.motion == ""
+
+
+def test_a_camera_is_not_frozen_for_showing_the_same_after_a_jump(vehicle: Vehicle) -> None:
+    still = next(i for i in vehicle.frames[0].images if i.channel == "CAM_FRONT")
+
+    def same(frame: Frame) -> Frame:
+        images = [replace(i, data=still.data) if i.channel == "CAM_FRONT" else i for i in frame.images]
+        return replace(frame, images=images)
+
+    masked = []
+    for frame, shift_s in [(frame, shift_s) for shift_s in (60, 0) for frame in vehicle.frames[:2]]:
+        result = vehicle.send(same(frame), shift_ns=shift_s * 10**9)
+        assert result is not None
+        masked.append(dict(result.masked))
+    assert vehicle.pipeline.settings.frozen_after == 3
+    assert masked == [{}, {}, {}, {}]
+    result = vehicle.send(same(vehicle.frames[2]))
+    assert result is not None
+    assert set(result.masked) == {"CAM_FRONT"}
 
 
 def test_a_camera_with_a_clock_far_ahead_is_outvoted(vehicle: Vehicle) -> None:
@@ -192,6 +308,9 @@ def test_file_and_tf_are_checked_against_each_other(vehicle: Vehicle, tmp_path: 
     moved[0, 3] += 0.2
     vehicle.pipeline._file = replace(vehicle.pipeline._file, camera_to_base={"CAM_FRONT": moved})
     vehicle.pipeline._place_cameras()
+    used = vehicle.pipeline._cameras["CAM_FRONT"].camera_to_base
+    assert used is not None
+    assert torch.equal(used, moved)
     vehicle.send(vehicle.frames[0])
     level, message = words(vehicle)["camera CAM_FRONT"]
     assert level == Level.WARN

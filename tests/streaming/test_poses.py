@@ -78,8 +78,26 @@ def test_old_poses_are_forgotten() -> None:
     assert (len(buffer), buffer.newest_ns) == (0, None)
 
 
-@pytest.mark.parametrize("bad", [(math.nan, 0, 0), (0, math.inf, 0)])
-def test_poses_that_are_not_finite_are_refused(bad: tuple[float, float, float]) -> None:
+@pytest.mark.parametrize(
+    ("place", "turn"),
+    [
+        ((math.nan, 0, 0), (1, 0, 0, 0)),
+        ((0, math.inf, 0), (1, 0, 0, 0)),
+        ((0, 0, -1e300), (1, 0, 0, 0)),
+        ((1.1e8, 0, 0), (1, 0, 0, 0)),
+        ((0, 0, 0), (0, 0, 0, 0)),
+        ((0, 0, 0), (1e300, 0, 0, 0)),
+        ((0, 0, 0), (0, 0, 0, 1.02)),
+        ((0, 0, 0), (math.nan, 0, 0, 1)),
+    ],
+)
+def test_impossible_poses_are_refused(
+    place: tuple[float, float, float], turn: tuple[float, float, float, float]
+) -> None:
+    assert not TimedPose(0, place, turn).is_possible
     with pytest.raises(ValueError, match="not a pose"):
-        PoseBuffer().add(TimedPose(0, bad, (1, 0, 0, 0)))
-    assert not TimedPose(0, (0, 0, 0), (0, 0, 0, 0)).is_finite
+        PoseBuffer().add(TimedPose(0, place, turn))
+
+
+def test_poses_in_any_map_are_possible() -> None:
+    assert TimedPose(0, (6.4e6, -5e6, 120.0), (0.0, 0.0, -1.005, 0.0)).is_possible

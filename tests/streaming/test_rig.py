@@ -45,6 +45,7 @@ def test_a_file_reads_back(tmp_path: Path) -> None:
         ("cameras: {A: {translation_m: [1, 2], rotation_xyzw: [0, 0, 0, 1]}}", "3 and 4 finite numbers"),
         ("cameras: {A: {translation_m: [1, 2, .nan], rotation_xyzw: [0, 0, 0, 1]}}", "finite"),
         ("cameras: {A: {translation_m: [1, 2, 3], rotation_xyzw: [0, 0, 0, 2]}}", "not of unit length"),
+        ("cameras: {A: {translation_m: [1, 2, -1.e+300], rotation_xyzw: [0, 0, 0, 1]}}", "off the Earth"),
     ],
 )
 def test_wrong_files_say_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:

@@ -105,6 +105,33 @@ def test_another_camera_stands_in_for_a_silent_anchor_and_hands_back() -> None:
     assert (back.trigger, set(back.images)) == ("A", set(CAMERAS))
 
 
+@pytest.mark.parametrize("offset_s", [0.03, -0.02])
+def test_the_instant_of_a_set_may_lie_beside_the_anchors_stamp(offset_s: float) -> None:
+    sync = make(reference_offset_s=offset_s)
+    sync.add_image(image("B", 1.0 + offset_s - 0.049, 1.0))
+    sync.add_image(image("A", 1.0))
+    sync.add_image(image("C", 1.0 + offset_s + 0.049, 1.0))
+    found = sync.poll(1.01, known)
+    assert found is not None
+    assert found.stamp_ns == 1_000_000_000 + round(offset_s * 1e9)
+    assert set(found.images) == set(CAMERAS)
+
+
+def test_a_returning_anchor_opens_no_second_set_of_the_instant_of_its_stand_in() -> None:
+    sync = make(trigger_timeout_s=0.5, max_wait_s=0.1, tolerance_s=0.05)
+    assert feed(sync, 1.0) is not None
+    for step in range(1, 6):
+        feed(sync, 1.0 + 0.2 * step, "BC")
+        sync.poll(1.1 + 0.2 * step, known)
+    for channel, stamp_s in (("B", 2.2), ("C", 2.2), ("A", 2.22)):
+        sync.add_image(image(channel, stamp_s))
+    found = sync.poll(2.22, known)
+    assert found is not None
+    assert (found.stamp_ns, found.trigger, set(found.images)) == (2_200_000_000, "B", set(CAMERAS))
+    assert sync.poll(2.4, known) is None
+    assert sync.counts["sets replaced by a newer set"] == 0
+
+
 def test_sweeps_open_sets_while_they_come() -> None:
     sync = make(sweep=True, trigger_timeout_s=0.5)
     sync.add_sweep(1_020_000_000, 1.0)
