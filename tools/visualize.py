@@ -28,8 +28,9 @@ with importing():
     from bevperception.files import check_output_file
     from bevperception.inference import StreamingPredictor
     from bevperception.names import check_name
+    from bevperception.ranges import Range, number
     from bevperception.visualization.bev import SegmentationLayers
-    from bevperception.visualization.compose import Opinion, PictureStyle
+    from bevperception.visualization.compose import RANGE_M, WIDTH_PX, Opinion, PictureStyle
     from bevperception.visualization.samples import SamplePainter, boxes_of_submission
     from bevperception.visualization.video import write_picture, write_video
 
@@ -60,10 +61,14 @@ def build_parser() -> ConfigParser:
     parser.add_argument("--predictions", metavar="JSON", help="submission file whose boxes are drawn")
     parser.add_argument("--weights", metavar="PATH", help="weights, run folder or .ckpt of a model to run")
     parser.add_argument("--out", metavar="FILE", help=".png or .mp4; default: under out/visualize/")
-    parser.add_argument("--score", type=float, default=0.3, help="boxes with lower scores are left out")
-    parser.add_argument("--range", type=float, default=52.0, help="metres shown ahead and behind")
-    parser.add_argument("--width", type=int, default=1600, help="of the picture in pixels")
-    parser.add_argument("--fps", type=float, default=2.0, help="pictures a second; key frames come at 2")
+    for name, kind, default, rule, text in (
+        ("score", float, 0.3, Range(0.0, 1.0), "boxes with lower scores are left out"),
+        ("range", float, 52.0, RANGE_M, "metres shown ahead and behind"),
+        ("width", int, 1600, WIDTH_PX, "of the picture in pixels"),
+        ("fps", float, 2.0, Range(0.1, 240.0), "pictures a second; key frames come at 2"),
+    ):
+        help_text = f"{text} ({rule})"
+        parser.add_argument(f"--{name}", type=number(kind, rule), default=default, help=help_text)
     return parser
 
 
@@ -82,7 +87,7 @@ def chosen_samples(options: Any, config: ExperimentConfig, reader: NuScenesReade
     if (options.sample is None) == (options.scene is None):
         raise ConfigError("give either --sample TOKEN for a picture or --scene NAME for a video")
     sample = options.sample
-    if sample is not None and sample.isdigit() and len(sample) < 12:  # tokens have 32 hexadecimal digits
+    if sample is not None and sample.isdecimal() and len(sample) < 12:  # tokens have 32 hexadecimal digits
         split = options.split or config.data.val_split
         tokens = [token for scene in reader.scenes(split) for token in scene.sample_tokens]
         if int(sample) >= len(tokens):

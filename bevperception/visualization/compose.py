@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 import cv2
 import numpy as np
 from torch import Tensor
 
+from bevperception.errors import DataError
+from bevperception.ranges import Range, Share, check_settings
 from bevperception.structures import Boxes3D
 from bevperception.visualization.bev import BEVView, SegmentationLayers, render_bev
 from bevperception.visualization.cameras import camera_grid
@@ -28,6 +30,11 @@ _TITLE_PX: Final = 26
 _TEXT_PX: Final = 18
 _GAP_PX: Final = 8
 _MARGIN_PX: Final = 12
+
+WIDTH_PX: Final = Range(200, 10_000)
+RANGE_M: Final = Range(1.0, 1000.0)
+MOST_BOXES: Final = 2000
+"""More boxes would hide each other, and take minutes to draw."""
 
 
 @dataclass
@@ -53,13 +60,19 @@ class PictureStyle:
         range_m: how far the bird's-eye views reach ahead and behind.
         score_threshold: predicted boxes with lower scores are left out.
         segmentation_threshold: predicted layers are painted where their probability is above.
+
+    Raises:
+        ConfigError: a value is out of its range.
     """
 
-    width: int = 1600
-    bev_height: int = 780
-    range_m: float = 52.0
-    score_threshold: float = 0.3
-    segmentation_threshold: float = 0.5
+    width: Annotated[int, WIDTH_PX] = 1600
+    bev_height: Annotated[int, Range(100, 10_000)] = 780
+    range_m: Annotated[float, RANGE_M] = 52.0
+    score_threshold: Share = 0.3
+    segmentation_threshold: Share = 0.5
+
+    def __post_init__(self) -> None:
+        check_settings(self, "")
 
 
 def compose_picture(
@@ -88,9 +101,16 @@ def compose_picture(
     Returns:
         (height, style.width, 3) uint8 RGB; the height depends on the style and the cameras' aspect only,
         so the pictures of a scene make a video.
+
+    Raises:
+        DataError: there are more than :data:`MOST_BOXES` boxes to draw.
     """
     style = style or PictureStyle()
     shown = None if prediction is None else _above(prediction, style.score_threshold)
+    for opinion, hint in ((shown, "; raise the lowest score that is drawn"), (truth, "")):
+        count = 0 if opinion is None or opinion.boxes is None else len(opinion.boxes)
+        if count > MOST_BOXES:
+            raise DataError(f"{count} boxes in one picture; at most {MOST_BOXES} are drawn{hint}")
     in_cameras = shown if shown is not None and shown.boxes is not None else truth
     parts = [
         _title_bar(title, "boxes: " + ("ground truth" if in_cameras is truth else "prediction"), style.width),

@@ -203,6 +203,24 @@ def test_decoding_takes_the_best_pairs_in_order_and_within_range() -> None:
     assert len(decode_detections(logits[:0], codes[:0], BoxCodec(), 4, EVERYWHERE)) == 0
 
 
+def test_decoding_keeps_centres_within_the_range_on_every_axis() -> None:
+    limits = (-50.0, -40.0, -3.0, 45.0, 35.0, 2.0)
+    middle = torch.tensor([1.0, -2.0, 0.5])
+    centres = [middle]
+    for axis in range(3):
+        for limit, outwards in ((limits[axis], -1.0), (limits[3 + axis], 1.0)):
+            for off in (0.0, 0.25 * outwards):  # on the limit, which counts as within, and beyond it
+                centre = middle.clone()
+                centre[axis] = limit + off
+                centres.append(centre)
+    boxes = random_boxes(len(centres)).float()
+    boxes[:, :3] = torch.stack(centres)
+    logits = torch.linspace(3, -3, len(centres))[:, None]
+    decoded = decode_detections(logits, BoxCodec().encode(boxes), BoxCodec(), 99, limits)
+    within = [0, *range(1, len(centres), 2)]
+    torch.testing.assert_close(decoded.values[:, :3], boxes[within, :3], rtol=0, atol=0)
+
+
 def test_head_starts_from_the_prior_and_inside_its_range() -> None:
     torch.manual_seed(0)
     limits = (-20.0, -10.0, -5.0, 30.0, 15.0, 3.0)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from bevperception.errors import ConfigError, DataError
 from bevperception.geometry import BEVGrid
 from bevperception.structures import Boxes3D
 from bevperception.taxonomy import CAMERA_NAMES, DETECTION_CLASSES, SEGMENTATION_CLASSES
@@ -72,6 +73,31 @@ def test_cameras_show_the_ground_truth_where_nothing_is_predicted() -> None:
     cameras = slice(52, 52 + 220)
     assert (picture(opinion(None), None)[cameras] != plain[cameras]).any()
     assert (picture(opinion(None), Opinion())[cameras] != plain[cameras]).any()
+
+
+@pytest.mark.parametrize(
+    "style",
+    [{"width": 0}, {"width": 10_001}, {"range_m": 0.0}, {"range_m": float("nan")}, {"bev_height": 0}],
+)
+def test_a_style_that_nothing_fits_is_refused(style: dict[str, float]) -> None:
+    (name,) = style
+    with pytest.raises(ConfigError, match=f"{name} must be"):
+        PictureStyle(**style)
+
+
+@pytest.mark.parametrize("width", [200, 201])
+@pytest.mark.parametrize("range_m", [1.0, 1000.0])
+def test_the_smallest_styles_give_pictures(width: int, range_m: float) -> None:
+    images = {name: np.full((90, 160, 3), 60, np.uint8) for name in CAMERA_NAMES}
+    style = PictureStyle(width=width, bev_height=100, range_m=range_m)
+    found = compose_picture("title", images, {}, truth=opinion(None), prediction=opinion(0.9), style=style)
+    assert found.shape[1] == width
+
+
+def test_too_many_boxes_of_the_truth_are_refused() -> None:
+    crowd = Opinion(Boxes3D(torch.zeros(2001, 9), torch.zeros(2001, dtype=torch.int64)))
+    with pytest.raises(DataError, match=r"2001 boxes in one picture; at most 2000 are drawn$"):
+        picture(crowd, None)
 
 
 def test_overlong_title_is_cut() -> None:

@@ -202,6 +202,14 @@ def test_tool_runs_a_model(tiny_nuscenes: Path, weights: Path, tmp_path: Path) -
         (["--sample", "0", "--predictions", "a", "--weights", "b"], "no weights at b"),
         (["--sample", "0", "--predictions", "missing.json"], "missing.json"),
         (["--sample", "0", "--samples", "1"], "unknown option --samples"),
+        (["--sample", "\u00b2"], "no scene or sample"),
+        (["--sample", "0", "--width", "0"], "--width: must be 200 to 10000, got 0"),
+        (["--sample", "0", "--width", "1e9"], "--width: expected a whole number"),
+        (["--sample", "0", "--range", "0"], "--range: must be 1 to 1000, got 0"),
+        (["--sample", "0", "--range", "1e9"], "--range: must be 1 to 1000, got 1e9"),
+        (["--sample", "0", "--range", "nan"], "--range: must be 1 to 1000, got nan"),
+        (["--sample", "0", "--score", "nan"], "--score: must be 0 to 1, got nan"),
+        (["--scene", "scene-9001", "--fps", "0"], "--fps: must be 0.1 to 240, got 0"),
     ],
 )
 def test_tool_refuses_mistakes(
@@ -213,6 +221,23 @@ def test_tool_refuses_mistakes(
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
     assert list(tmp_path.rglob("*.png")) + list(tmp_path.rglob("*.mp4")) == []
+
+
+def test_tool_refuses_more_boxes_than_a_picture_holds(
+    tiny_nuscenes: Path, reader: NuScenesReader, tmp_path: Path
+) -> None:
+    sample = reader.sample(reader.scenes(SPLIT)[0].sample_tokens[0])
+    truth = reader.annotations(sample).boxes
+    scored = Boxes3D(truth.values[:1], truth.labels[:1], torch.tensor([0.8]))
+    (entry,) = submission_boxes(scored, sample.bev_to_global, sample.token)
+    low = entry | {"detection_score": 0.4}
+    results = {sample.token: [low] * 2000 + [entry]}
+    write_submission(tmp_path / "results.json", results)
+    options = ["--sample", "0", "--predictions", str(tmp_path / "results.json"), "--out"]
+    with pytest.raises(DataError, match="2001 boxes in one picture; at most 2000 are drawn; raise"):
+        main(data_options(tiny_nuscenes, *options, str(tmp_path / "x.png")))
+    assert not (tmp_path / "x.png").exists()
+    assert main(data_options(tiny_nuscenes, *options, str(tmp_path / "y.png"), "--score", "0.5")) == 0
 
 
 def test_tool_refuses_predictions_beside_weights(weights: Path) -> None:

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from bevperception.structures import Boxes3D
 
+WHOLE_TABLE = 4096
+"""Of more boxes, distances are computed row by row: a table of all would take gigabytes."""
+
 
 def greedy(
     count: int, doubles_of: Callable[[int, NDArray[np.intp]], NDArray[np.bool_]], limit: int
@@ -47,8 +50,21 @@ def drop_doubles(boxes: Boxes3D, share: float) -> Boxes3D:
         The boxes that stay, in their order.
     """
     centres, lengths = boxes.values[:, :2].detach().double(), boxes.values[:, 3].detach().double()
-    near = torch.cdist(centres, centres) < share * lengths[:, None]
-    near &= boxes.labels[:, None] == boxes.labels
-    doubles = near.cpu().numpy()
-    kept = greedy(len(boxes), lambda index, others: doubles[index, others], len(boxes))
+    if len(boxes) <= WHOLE_TABLE:
+        near = torch.cdist(centres, centres) < share * lengths[:, None]
+        near &= boxes.labels[:, None] == boxes.labels
+        doubles = near.cpu().numpy()
+
+        def doubles_of(index: int, others: NDArray[np.intp]) -> NDArray[np.bool_]:
+            row: NDArray[np.bool_] = doubles[index, others]
+            return row
+    else:
+        points, radii, labels = (x.cpu().numpy() for x in (centres, share * lengths, boxes.labels))
+
+        def doubles_of(index: int, others: NDArray[np.intp]) -> NDArray[np.bool_]:
+            away = np.hypot(*(points[others] - points[index]).T)
+            found: NDArray[np.bool_] = (away < radii[index]) & (labels[others] == labels[index])
+            return found
+
+    kept = greedy(len(boxes), doubles_of, len(boxes))
     return boxes[torch.tensor(kept, dtype=torch.int64, device=boxes.labels.device)]

@@ -8,7 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bevperception.models.heads.perspective.camera import Pinholes, allocentric_frame
+from bevperception.models.heads.perspective.camera import (
+    Pinholes,
+    allocentric_frame,
+    boxes_to_camera,
+    image_rectangles,
+)
 from bevperception.models.heads.perspective.codec import (
     CANONICAL_SIZES_M,
     PerspectiveCodec,
@@ -74,6 +79,27 @@ def test_assignment_against_a_slow_one() -> None:
                 row += 1
     assert row == len(assigned.labels)
     assert len(assigned.positives) > 20
+
+
+def test_what_is_hardly_in_the_image_is_no_target() -> None:
+    """A box that leaves the image to the left, step by step: kept while enough of its rectangle shows."""
+    seen = {0.0: [], 0.35: [], 0.8: []}
+    camera = ring(1)
+    shares = []
+    for y in (0.0, 7.0, 7.5, 8.0, 8.5, 9.0, 9.3, 9.8, 14.0):
+        boxes = Boxes3D(
+            torch.tensor([[10.0, y, 1.0, 2.0, 2.0, 1.5, 0.0, 0.0, 0.0]]).double(), torch.tensor([4])
+        )
+        whole, _ = boxes_to_camera(boxes.values, camera)
+        shares.append(float(image_rectangles(whole, camera.intrinsics, SIZE)[1]))
+        for least, counts in seen.items():
+            (target,) = image_targets([boxes], camera, SIZE, 3, 0.0, least)
+            counts.append(len(target))
+    assert shares[0] == 1.0
+    assert shares == sorted(shares, reverse=True)
+    for least, counts in seen.items():
+        assert counts[:-1] == [int(share >= least) for share in shares[:-1]], least
+    assert sum(seen[0.8]) < sum(seen[0.35]) < sum(seen[0.0])
 
 
 def test_perfect_predictions_cost_nothing_in_space_and_decode_to_the_truth() -> None:
