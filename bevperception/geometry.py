@@ -160,6 +160,23 @@ def invert_rigid(a_to_b: Tensor) -> Tensor:
     return torch.cat((torch.cat((rotation_t, translation), -1), a_to_b[..., 3:, :]), -2)
 
 
+def is_valid_intrinsics(intrinsics: Tensor) -> bool:
+    """Whether a matrix can be a camera's.
+
+    Args:
+        intrinsics: camera frame to homogeneous pixels.
+
+    Returns:
+        True if it is (3, 3), finite (below a million pixels), invertible beyond rounding, and its last row
+        is 0, 0, 1.
+    """
+    if tuple(intrinsics.shape) != (3, 3) or not bool((intrinsics.abs() < 1e6).all()):
+        return False
+    last = intrinsics.new_tensor([0.0, 0.0, 1.0])
+    singular_values = torch.linalg.svdvals(intrinsics)
+    return bool((intrinsics[2] - last).abs().max() < 1e-6 and singular_values[-1] > 1e-9 * singular_values[0])
+
+
 def rigid_problem(a_to_b: Tensor) -> str:
     """What keeps a matrix from being a rigid transform between places on Earth.
 

@@ -55,7 +55,7 @@ def test_good_root_is_usable(tiny_nuscenes: Path) -> None:
     assert found["tables"].text == "13 of 13; 3 scenes, 12 samples, 3 logs"
     assert found["images"].text == "72 of 72 key-frame images present"
     assert found["usable"] == Finding("ok", "usable", "12 of 12 samples")
-    for subject in ("version", "sensors", "decoding", "calibration", "annotations", "splits"):
+    for subject in ("version", "records", "sensors", "decoding", "calibration", "annotations", "splits"):
         assert found[subject].level == "ok", found[subject]
     assert "tiny_train (2 of 2)" in found["splits"].text
     assert found["map expansion"].level == "lost"
@@ -78,7 +78,7 @@ def test_missing_folder_version_or_tables_are_fatal(root: Path, tmp_path: Path) 
     broken = findings(root)["tables"]
     assert broken.level == "FAIL"
     assert "ego_pose.json is missing" in broken.text
-    assert "scene.json does not end" in broken.text
+    assert "scene.json is not valid JSON (truncated?" in broken.text
 
 
 def test_trainval_is_preferred_among_versions(root: Path) -> None:
@@ -145,6 +145,9 @@ def camera_mounts(root: Path, channel: str) -> Callable[[Callable[[dict[str, Any
         {"camera_intrinsic": [[1, 0, 0], [0, 0, 0], [0, 0, 1]]},
         {"camera_intrinsic": []},
         {"camera_intrinsic": [[float("nan"), 0, 0], [0, 1, 0], [0, 0, 1]]},
+        {"camera_intrinsic": [[99, 0, 80], [0, 99, 45], [0, 0.1, 1]]},
+        {"camera_intrinsic": [[99, 0, 80], [0, 99], [0, 0, 1]]},
+        {"camera_intrinsic": None},
         {"rotation": [0, 0, 0, 0]},
         {"translation": [float("inf"), 0, 0]},
     ],
@@ -152,9 +155,14 @@ def camera_mounts(root: Path, channel: str) -> Callable[[Callable[[dict[str, Any
 def test_unusable_calibration_costs_its_samples(root: Path, damage: dict[str, Any]) -> None:
     camera_mounts(root, "CAM_BACK")(lambda record: record.update(damage))
     found = findings(root)
-    assert found["calibration"].level == "lost"
-    assert "CAM_BACK" in found["calibration"].text
+    assert found["records"].level == "lost"
+    assert (
+        f"calibrated_sensor.json, record 'calibrated_sensor-0004': {next(iter(damage))}"
+        in found["records"].text
+    )
     assert found["usable"].level == "FAIL"
+    other = findings(root, cameras=("CAM_FRONT", "CAM_BACK_LEFT"))
+    assert other["usable"].level == "ok", "whoever does without this camera loses nothing"
 
 
 @pytest.mark.parametrize(
@@ -239,7 +247,34 @@ def test_without_splits_of_its_own_nothing_can_be_trained(root: Path) -> None:
 @pytest.mark.parametrize("content", ["{", '{"version": "1.2"}', "[]"])
 def test_damaged_or_old_map_expansion_is_told(root: Path, content: str) -> None:
     (root / "maps" / "expansion" / "singapore-onenorth.json").write_text(content)
-    assert "singapore-onenorth.json" in findings(root)["map expansion"].text
+    found = findings(root)["map expansion"]
+    assert found.level == "FAIL", "training and evaluation stop at it"
+    assert "singapore-onenorth.json" in found.text
+
+
+@pytest.mark.parametrize("content", ["[{}]", '[{"utime": 1e300}]', "{", "3"])
+def test_damaged_can_bus_file_is_told(root: Path, content: str) -> None:
+    (root / "can_bus" / "scene-9003_pose.json").write_text(content)
+    found = findings(root)["CAN bus"]
+    assert found.level == "lost"
+    assert found.text.startswith("1 of 3 scenes")
+    assert "scene-9003_pose.json is damaged" in found.text
+
+
+def test_scenes_and_splits_without_annotations_are_named(root: Path) -> None:
+    samples = json.loads((root / VERSION / "sample.json").read_text())
+    bare = {s["token"] for s in samples if s["scene_token"] == "scene-0002"}
+
+    def strip(records: list[dict[str, Any]]) -> None:
+        records[:] = [r for r in records if r["sample_token"] not in bare]
+
+    edit(root, "sample_annotation", strip)
+    found = findings(root)
+    assert (
+        "scenes without any, which would teach that nothing is there: scene-9003" in found["annotations"].text
+    )
+    assert found["splits"].text.endswith("without ground truth, only to predict on: tiny_val")
+    assert {found["annotations"].level, found["splits"].level} == {"lost"}
 
 
 def test_environment_names_versions_hardware_and_operators() -> None:
@@ -278,7 +313,7 @@ def test_exit_codes_and_alignment(
     lines = capsys.readouterr().out.splitlines()
     assert "This data root can be used, less what is lost above." in lines
     rows = [line for line in lines if line.startswith(("  ok ", "  lost "))]
-    assert len(rows) == 11
+    assert len(rows) == 12
     assert all(row[21] == " " and row[23] != " " for row in rows)
     assert main([str(tmp_path / "nowhere")]) == 2
     assert "cannot be used" in capsys.readouterr().out

@@ -106,8 +106,8 @@ def cut_keyframe(options: argparse.Namespace, out: Path) -> list[str]:
         DataError: if there is no data, or it cannot be read.
     """
     with importing():
-        from bevperception.data.nuscenes import load_tables
         from bevperception.data.subset import write_subset
+        from bevperception.data.tables import load_tables
 
     root = Path(options.data_root).expanduser()
     version = choose_version(root, options.version)

@@ -65,8 +65,8 @@ def cut_scene(options: argparse.Namespace, out: Path) -> tuple[str, float]:
         name of the scene, and its key frames a second.
     """
     with importing():
-        from bevperception.data.nuscenes import load_tables
         from bevperception.data.subset import write_subset
+        from bevperception.data.tables import load_tables
 
     nusc = load_tables(Path(options.data_root).expanduser(), options.version)
     scene = options.scene or nusc.scene[-1]["name"]

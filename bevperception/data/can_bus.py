@@ -6,7 +6,6 @@ IMU of the data set measures them; velocity, acceleration and rotation rate are 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -21,14 +20,20 @@ from torch import Tensor
 
 from bevperception.can_bus import CAN_BUS_SIZE
 from bevperception.data.nuscenes import REFERENCE_SENSOR, NuScenesReader
-from bevperception.errors import DataError
-from bevperception.geometry import rotation_from_quaternion, yaw_of
+from bevperception.errors import DataError, SampleError
+from bevperception.geometry import MAX_COORDINATE_M, rotation_from_quaternion, yaw_of
 
 GRAVITY_M_S2 = 9.81
 POSE_SPACING_S = 0.25
 """Ego poses at least this far apart are differentiated; nearer ones would amplify their noise."""
 POSE_GAP_S = 1.5
 """Ego poses further apart than this say nothing about the instant between them (the devkit's limit)."""
+
+_DAMAGE = (
+    *(AssertionError, LookupError, TypeError, ValueError, OverflowError, AttributeError, RecursionError),
+    OSError,
+)
+"""What the devkit and NumPy answer to JSON that is no list of messages."""
 
 _Array = NDArray[np.float64]
 
@@ -82,14 +87,16 @@ class CanBusReader:
             (18,) float64.
 
         Raises:
-            SampleError: if the sample has no reference sensor.
-            DataError: if the scene's message file is damaged.
+            SampleError: if the sample has no reference sensor, or its scene's message file is damaged.
         """
         nusc = self._reader.nusc
         sample = nusc.get("sample", sample_token)
         data = self._reader.sensor_data(sample, REFERENCE_SENSOR)
         pose = nusc.get("ego_pose", data["ego_pose_token"])
-        messages = self._scene_messages(nusc.get("scene", sample["scene_token"])["name"])
+        try:
+            messages = self._scene_messages(nusc.get("scene", sample["scene_token"])["name"])
+        except DataError as error:
+            raise SampleError(f"sample {sample_token}: {error}", sample_token) from error
         if messages is not None:
             times_us, rows = messages
             last = int(np.searchsorted(times_us, sample["timestamp"], side="right")) - 1
@@ -123,7 +130,9 @@ class CanBusReader:
             messages = self._api.get_messages(name, "pose", print_warnings=False)
             times = np.array([m["utime"] for m in messages], dtype=np.int64)
             rows = np.array([_message_row(m) for m in messages], dtype=np.float64)
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            if not (np.abs(rows) <= MAX_COORDINATE_M).all():
+                raise ValueError("a number is not finite, or impossibly large")
+        except _DAMAGE as error:
             raise DataError(f"CAN-bus file {path} is damaged: {error!r}; replace or remove it") from error
         if not len(times):
             return None

@@ -70,6 +70,7 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
     Raises:
         ConfigError: if no such split exists.
         DataError: if none of its scenes is in the tables.
+        SampleError: if the tables of a sample are damaged and bad samples are to stop the run.
     """
 
     def __init__(
@@ -92,6 +93,8 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         self.seed = seed
         self.scenes = reader.scenes(split) if isinstance(split, str) else list(split)
         self.tokens = [token for scene in self.scenes for token in scene.sample_tokens]
+        if data.bad_samples == "stop":
+            _refuse_faulty(reader, self.tokens)
         self._images = ImageInput(data)
         self._pixels = pixels and self._images.keeps_pixels
         self._locations = {scene.token: scene.location for scene in self.scenes}
@@ -236,6 +239,18 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         vehicles = transform_boxes(annotations.vehicles.double(), bev_to_augmented).float()
         maps, present = self._labels.draw(self._locations[sample.scene_token], bev_to_global, vehicles)
         return Targets(boxes=[boxes], segmentation=maps[None], segmentation_present=present[None])
+
+
+def _refuse_faulty(reader: NuScenesReader, tokens: Sequence[str]) -> None:
+    """Stop now for samples whose tables are damaged, not when a long run comes to them."""
+    faulty = reader.faulty(tokens)
+    if faulty:
+        token, reason = next(iter(faulty.items()))
+        raise SampleError(
+            f"{reason}\n{len(faulty)} of {len(tokens)} samples cannot be used; data.bad_samples=skip leaves "
+            f"them out, `python -m bevperception.doctor {reader.root}` lists what is wrong",
+            token,
+        )
 
 
 def attribute_indices(labels: Tensor, names: Sequence[str]) -> Tensor:

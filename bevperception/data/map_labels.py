@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import shapely
@@ -19,7 +19,7 @@ from torch import Tensor
 from bevperception.config_model import SegmentationConfig
 from bevperception.data.rasterise import Edges, box_edges, polygon_edges, rasterise
 from bevperception.errors import DataError
-from bevperception.geometry import BEVGrid
+from bevperception.geometry import MAX_COORDINATE_M, BEVGrid
 from bevperception.names import check_name
 from bevperception.taxonomy import MAP_CLASSES
 
@@ -105,13 +105,31 @@ def load_map(root: Path, location: str, divider_width_m: float) -> dict[str, Lay
         return None
     try:
         nusc_map = NuScenesMap(dataroot=str(root), map_name=location)
+        _check_nodes(nusc_map.node)
         return {name: Layer.of(list(_polygons(nusc_map, name, divider_width_m))) for name in MAP_CLASSES}
-    except (AssertionError, KeyError, json.JSONDecodeError) as error:
-        raise DataError(f"map expansion {path} cannot be used: {error!r}; install version 1.3") from error
+    except _DAMAGE as error:
+        raise DataError(
+            f"map expansion {path} cannot be used ({type(error).__name__}: {error}); probably the file is "
+            "truncated, edited or outdated: install version 1.3"
+        ) from error
     except Exception as error:  # the devkit answers an outdated map by a bare Exception
         if type(error) is not Exception:
             raise
         raise DataError(f"map expansion {path} is outdated; install version 1.3") from error
+
+
+_DAMAGE = (
+    *(AssertionError, LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError),
+    *(MemoryError, OSError, shapely.errors.ShapelyError),
+)
+"""What the devkit and shapely answer to JSON that is no map."""
+
+
+def _check_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError for a node that lies nowhere: shapely would drop its polygons without a word."""
+    places = np.array([(node["x"], node["y"]) for node in nodes], dtype=np.float64).reshape(-1, 2)
+    for row in np.flatnonzero(~(np.abs(places) <= MAX_COORDINATE_M).all(axis=-1))[:1].tolist():
+        raise ValueError(f"node {nodes[row].get('token')!r} lies at {places[row].tolist()} m")
 
 
 def _polygons(nusc_map: NuScenesMap, name: str, divider_width_m: float) -> Iterator[Polygon]:

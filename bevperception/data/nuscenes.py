@@ -7,19 +7,19 @@ time, so motion between the two instants is part of the projection.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from nuscenes.eval.detection.utils import category_to_detection_name
-from nuscenes.nuscenes import NuScenes
 from torch import Tensor
 
 from bevperception.config import DataConfig
 from bevperception.data.splits import scenes_of_split
+from bevperception.data.table_checks import show
+from bevperception.data.tables import open_tables
 from bevperception.errors import DataError, SampleError
 from bevperception.geometry import invert_rigid, pose_matrix, rotation_from_quaternion, transform_points
 from bevperception.names import file_inside
@@ -113,37 +113,6 @@ class SceneRecord:
     sample_tokens: tuple[str, ...]
 
 
-def load_tables(root: Path, version: str) -> NuScenes:
-    """Open a data set with the devkit, saying plainly what is missing.
-
-    Args:
-        root: folder that holds the version's folder, samples/ and maps/.
-        version: for example v1.0-mini.
-
-    Raises:
-        DataError: if the root, the version, a table or a map image is missing or damaged.
-    """
-    if not root.is_dir():
-        raise DataError(f"data root {root} does not exist; set data.root to the folder that holds {version}/")
-    folder = root / version
-    if not folder.is_dir():
-        there = sorted(p.parent.name for p in root.glob("*/sample_data.json"))
-        raise DataError(
-            f"{root} has no version {version!r}; set data.version\n"
-            f"versions there: {', '.join(there) or 'none'}"
-        )
-    try:
-        return NuScenes(version=version, dataroot=str(root), verbose=False)
-    except FileNotFoundError as error:
-        raise DataError(f"the tables of {folder} are incomplete: {error.filename} is missing") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"a table of {folder} is not valid JSON (truncated?): {error}") from error
-    except KeyError as error:
-        raise DataError(f"the tables of {folder} contradict each other: no entry {error}") from error
-    except AssertionError as error:
-        raise DataError(f"the devkit refuses {folder}: {error}") from error
-
-
 class NuScenesReader:
     """Samples, calibration and annotations of a nuScenes-format data set.
 
@@ -156,16 +125,20 @@ class NuScenesReader:
     Attributes:
         config: as given.
         root: data root.
-        nusc: the devkit's object.
+        nusc: the devkit's object, over the records that can be used.
+        damages: sentences about damaged records, one a kind, with the number of records of that kind.
 
     Raises:
-        DataError: see :func:`load_tables`.
+        DataError: see :func:`~bevperception.data.tables.open_tables`.
     """
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
         self.root = Path(config.root).expanduser()
-        self.nusc = load_tables(self.root, config.version)
+        opened = open_tables(self.root, config.version)
+        self.nusc = opened.nusc
+        self.damages = [(damage.first, damage.count) for damage in opened.damages]
+        self._lost, self._camera_mounts = opened.lost, opened.cameras
         self._attribute_names = {record["token"]: record["name"] for record in self.nusc.attribute}
         self._mounts: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -180,7 +153,7 @@ class NuScenesReader:
 
         Raises:
             ConfigError: if no such split exists.
-            DataError: if none of its scenes is there, or a scene's chain of samples is broken.
+            DataError: if none of its scenes is there.
         """
         names = set(
             scenes_of_split(
@@ -196,7 +169,7 @@ class NuScenesReader:
             name: its name, its token, or the token of one of its samples.
 
         Raises:
-            DataError: if the tables have no such scene, or its chain of samples is broken.
+            DataError: if the tables have no such scene.
         """
         owner = next((s["scene_token"] for s in self.nusc.sample if s["token"] == name), name)
         for record in self.nusc.scene:
@@ -207,6 +180,38 @@ class NuScenesReader:
             f"{self.root / self.nusc.version} has no scene or sample {name!r}\nscenes there: {shown}"
         )
 
+    def fault(self, token: str) -> str | None:
+        """Why a sample cannot be used: its tables are damaged, or a sensor is missing; None if it can.
+
+        Only the reference sensor and the configured cameras count.
+
+        Args:
+            token: sample token.
+        """
+        wanted = (REFERENCE_SENSOR, *self.config.cameras)
+        for loss in self._lost.get(token, ()):
+            if loss.channel is None or loss.channel in wanted:
+                where = f", {loss.channel}" if loss.channel else ""
+                return f"sample {token}{where}: {loss.reason}"
+        channels = self.nusc.get("sample", token)["data"]
+        for channel in wanted:
+            if channel not in channels:
+                there = ", ".join(channels) or "none at all"
+                return f"sample {token} has no key frame of {channel}; it has {there}"
+        for channel in self.config.cameras:
+            mount = self.nusc.get("sample_data", channels[channel])["calibrated_sensor_token"]
+            if mount not in self._camera_mounts:
+                return (
+                    f"sample {token}, {channel}: calibrated_sensor.json, record {show(mount)}: "
+                    "camera_intrinsic is no camera's matrix: the sensor is not a camera"
+                )
+        return None
+
+    def faulty(self, tokens: Iterable[str]) -> dict[str, str]:
+        """The samples that cannot be used, with the reason; see :meth:`fault`."""
+        found = ((token, self.fault(token)) for token in tokens)
+        return {token: reason for token, reason in found if reason is not None}
+
     def sample(self, token: str) -> SampleRecord:
         """Calibration, poses and image files of a sample.
 
@@ -214,15 +219,18 @@ class NuScenesReader:
             token: sample token.
 
         Raises:
-            SampleError: if a sensor's record is missing, or a calibration is singular or not finite.
+            SampleError: if its tables are damaged, or a sensor's key frame is missing.
         """
         sample = self._get("sample", token, token)
+        reason = self.fault(token)
+        if reason is not None:
+            raise SampleError(reason, token)
         reference = self.sensor_data(sample, REFERENCE_SENSOR)
-        ego_to_global = self._pose("ego_pose", reference["ego_pose_token"], REFERENCE_SENSOR, token)
+        ego_to_global = self._pose("ego_pose", reference["ego_pose_token"], token)
         bev_to_global = ego_to_global
         if self.config.bev_frame == "lidar":
             mount = reference["calibrated_sensor_token"]
-            bev_to_global = ego_to_global @ self._pose("calibrated_sensor", mount, REFERENCE_SENSOR, token)
+            bev_to_global = ego_to_global @ self._pose("calibrated_sensor", mount, token)
         return SampleRecord(
             token=token,
             scene_token=sample["scene_token"],
@@ -240,9 +248,6 @@ class NuScenesReader:
 
         Returns:
             boxes in the sample's BEV frame; possibly none.
-
-        Raises:
-            SampleError: if a centre or a size is not finite, or a size is not positive.
         """
         rows: list[list[float]] = []
         records: list[dict[str, Any]] = []
@@ -257,7 +262,6 @@ class NuScenesReader:
             rows.append([*record["translation"], *record["size"], *record["rotation"], *velocity])
             records.append(record)
         global_rows = torch.tensor(rows, dtype=torch.float64).reshape(-1, 13)
-        _check_boxes(global_rows, records, sample.token)
         values = _boxes_in_bev(global_rows, sample.bev_to_global).float()
         vehicles = [row for row, r in enumerate(records) if r["category_name"].startswith(VEHICLE_CATEGORY)]
         names = [category_to_detection_name(r["category_name"]) for r in records]
@@ -319,8 +323,6 @@ class NuScenesReader:
         token = record["first_sample_token"]
         while token:
             tokens.append(token)
-            if len(tokens) > len(self.nusc.sample):
-                raise DataError(f"the samples of {record['name']} form a circle: sample.json is damaged")
             token = self._get("sample", token, token)["next"]
         return SceneRecord(record["token"], record["name"], self.location(record["token"]), tuple(tokens))
 
@@ -334,22 +336,16 @@ class NuScenesReader:
             ) from error
         return record
 
-    def _pose(self, table: str, token: str, channel: str, sample_token: str) -> Tensor:
+    def _pose(self, table: str, token: str, sample_token: str) -> Tensor:
         record = self._get(table, token, sample_token)
         rotation = torch.tensor(record["rotation"], dtype=torch.float64)
         translation = torch.tensor(record["translation"], dtype=torch.float64)
-        if not (rotation.isfinite().all() and translation.isfinite().all() and rotation.norm() > 1e-6):
-            raise SampleError(
-                f"sample {sample_token}, {channel}: {table} {token} is not a rigid transform: rotation "
-                f"{record['rotation']}, translation {record['translation']}",
-                sample_token,
-            )
         return pose_matrix(translation, rotation)
 
     def _camera(self, sample: dict[str, Any], channel: str) -> CameraRecord:
         data = self.sensor_data(sample, channel)
-        intrinsics, camera_to_ego = self._mount(data["calibrated_sensor_token"], channel, sample)
-        ego_to_global = self._pose("ego_pose", data["ego_pose_token"], channel, sample["token"])
+        intrinsics, camera_to_ego = self._mount(data["calibrated_sensor_token"], sample)
+        ego_to_global = self._pose("ego_pose", data["ego_pose_token"], sample["token"])
         return CameraRecord(
             channel=channel,
             path=file_inside(
@@ -358,40 +354,26 @@ class NuScenesReader:
                 f"sample {sample['token']}, {channel}: filename",
                 lambda text: SampleError(text, sample["token"]),
             ),
-            width=int(data["width"]),
-            height=int(data["height"]),
+            width=data["width"],
+            height=data["height"],
             timestamp_s=data["timestamp"] * 1e-6,
             intrinsics=intrinsics,
             camera_to_global=ego_to_global @ camera_to_ego,
         )
 
-    def _mount(self, mount_token: str, channel: str, sample: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def _mount(self, mount_token: str, sample: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Intrinsics (3, 3) and ``camera_to_ego``; a scene's samples share them, so they are kept."""
         if mount_token in self._mounts:
             return self._mounts[mount_token]
         mount = self._get("calibrated_sensor", mount_token, sample["token"])
         intrinsics = torch.tensor(mount["camera_intrinsic"], dtype=torch.float64)
-        if not is_valid_intrinsics(intrinsics):
-            raise SampleError(
-                f"sample {sample['token']}, {channel}: camera_intrinsic of calibrated_sensor {mount_token} "
-                f"must be a finite invertible 3x3 matrix, got {mount['camera_intrinsic']}",
-                sample["token"],
-            )
-        camera_to_ego = self._pose("calibrated_sensor", mount_token, channel, sample["token"])
+        camera_to_ego = self._pose("calibrated_sensor", mount_token, sample["token"])
         self._mounts[mount_token] = intrinsics, camera_to_ego
         return self._mounts[mount_token]
 
     def _attribute(self, annotation: dict[str, Any]) -> str:
         tokens = annotation["attribute_tokens"]
         return str(self._attribute_names[tokens[0]]) if tokens else ""
-
-
-def is_valid_intrinsics(intrinsics: Tensor) -> bool:
-    """Whether a matrix can be a camera's: (3, 3), finite, and invertible beyond rounding."""
-    if tuple(intrinsics.shape) != (3, 3) or not bool(intrinsics.isfinite().all()):
-        return False
-    singular_values = torch.linalg.svdvals(intrinsics)
-    return bool(singular_values[-1] > 1e-9 * singular_values[0])
 
 
 def projection_matrix(camera: CameraRecord, bev_to_global: Tensor) -> Tensor:
@@ -407,17 +389,6 @@ def projection_matrix(camera: CameraRecord, bev_to_global: Tensor) -> Tensor:
     intrinsics = torch.eye(4, dtype=torch.float64)
     intrinsics[:3, :3] = camera.intrinsics
     return intrinsics @ invert_rigid(camera.camera_to_global) @ bev_to_global
-
-
-def _check_boxes(rows: Tensor, records: list[dict[str, Any]], token: str) -> None:
-    good = rows[:, :10].isfinite().all(-1) & (rows[:, 3:6] > 0).all(-1)
-    for index in torch.nonzero(~good).flatten().tolist():
-        raise SampleError(
-            f"sample {token}: annotation {records[index]['token']} has no usable box: centre "
-            f"{records[index]['translation']}, size {records[index]['size']}, "
-            f"rotation {records[index]['rotation']}",
-            token,
-        )
 
 
 def _boxes_in_bev(rows: Tensor, bev_to_global: Tensor) -> Tensor:

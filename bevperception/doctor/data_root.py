@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -14,21 +13,22 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import torch
 from nuscenes.eval.detection.utils import category_to_detection_name
 
+from bevperception.config import DataConfig
+from bevperception.data.can_bus import CanBusReader
+from bevperception.data.ground_truth import has_ground_truth
 from bevperception.data.images import read_image
-from bevperception.data.nuscenes import REFERENCE_SENSOR, is_valid_intrinsics, load_tables
+from bevperception.data.map_labels import load_map
+from bevperception.data.nuscenes import REFERENCE_SENSOR, NuScenesReader
 from bevperception.data.splits import describe_splits, usable_splits
+from bevperception.data.table_checks import check_tables
+from bevperception.data.tables import read_tables
 from bevperception.errors import DataError
+from bevperception.evaluation.detection import class_range_by_name
 from bevperception.geometry import rotation_from_quaternion
 from bevperception.taxonomy import DETECTION_CLASSES
 
 if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes
-
-TABLES: Final = (
-    *("category", "attribute", "visibility", "instance", "sensor", "calibrated_sensor", "ego_pose"),
-    *("log", "scene", "sample", "sample_data", "sample_annotation", "map"),
-)
-"""The tables of a nuScenes version, one JSON file each."""
 
 CAMERA_AZIMUTHS_DEG: Final = {
     "CAM_FRONT": 0.0,
@@ -42,6 +42,8 @@ CAMERA_AZIMUTHS_DEG: Final = {
 
 AZIMUTH_TOLERANCE_DEG: Final = 40.0
 MAX_MOUNT_DISTANCE_M: Final = 20.0
+MOST_LINES: Final = 8
+"""So many details of one kind are shown."""
 
 Level = Literal["ok", "lost", "FAIL"]
 
@@ -85,25 +87,24 @@ def check_data_root(root: Path, version: str | None, cameras: Sequence[str]) -> 
     yield Finding("ok" if version in versions else "FAIL", "version", f"{version}; there: {found}")
     if version not in versions:
         return
-    broken = list(_table_problems(root / version))
-    if broken:
-        yield Finding("FAIL", "tables", "\n".join(broken))
-        return
     try:
-        nusc = load_tables(root, version)
+        reader = NuScenesReader(DataConfig(root=str(root), version=version, cameras=tuple(cameras)))
     except DataError as error:
-        yield Finding("FAIL", "tables", str(error))
+        yield Finding("FAIL", "tables", _every_problem(root / version, error))
         return
+    nusc = reader.nusc
     yield Finding(
         "ok",
         "tables",
         f"13 of 13; {len(nusc.scene)} scenes, {len(nusc.sample)} samples, {len(nusc.log)} logs",
     )
-    yield from _check_samples(nusc, root, cameras)
-    yield _check_annotations(nusc)
-    yield _check_splits(nusc, root)
-    yield _check_maps(nusc, root)
-    yield _check_can_bus(nusc, root)
+    yield _check_records(reader)
+    bad = set(reader.faulty(sample["token"] for sample in nusc.sample))
+    yield from _check_samples(reader, bad)
+    yield from _check_annotations(reader)
+    yield _check_splits(reader, bad)
+    yield _check_maps(reader)
+    yield _check_can_bus(reader)
 
 
 def _hint_at_parent(root: Path) -> str:
@@ -112,37 +113,42 @@ def _hint_at_parent(root: Path) -> str:
     return "give the folder that holds v1.0-mini/ or another version, samples/ and maps/"
 
 
-def _table_problems(folder: Path) -> Iterator[str]:
-    """Missing or damaged tables; small ones are parsed here, the devkit parses the rest."""
-    for table in TABLES:
-        path = folder / f"{table}.json"
-        if not path.is_file():
-            yield f"{path.name} is missing"
-            continue
-        try:
-            with path.open("rb") as file:
-                file.seek(-min(64, path.stat().st_size), os.SEEK_END)
-                complete = file.read().rstrip().endswith(b"]")
-        except OSError as error:
-            yield f"{path.name} cannot be read: {error.strerror}"
-            continue
-        if not complete:
-            yield f"{path.name} does not end as a JSON list does; it is truncated: copy it again"
+def _every_problem(folder: Path, error: DataError) -> str:
+    """All that is wrong with the tables, where the reader says the first of it only."""
+    tables, problems = read_tables(folder)
+    if not problems:
+        problems = check_tables(tables).fatal
+    more = [f"... and {len(problems) - MOST_LINES} more"] if len(problems) > MOST_LINES else []
+    return "\n".join([*problems[:MOST_LINES], *more]) or str(error)
 
 
-def _check_samples(nusc: NuScenes, root: Path, cameras: Sequence[str]) -> Iterator[Finding]:
-    """Sensors, images and calibration; a sample is usable if nothing of its own is missing."""
-    data = {record["token"]: record for record in nusc.sample_data if record["is_key_frame"]}
-    channels = sorted({nusc.get("sensor", c["sensor_token"])["channel"] for c in nusc.calibrated_sensor})
-    bad: set[str] = set()
+def _check_records(reader: NuScenesReader) -> Finding:
+    """Records that are damaged; the samples that they belong to are counted under 'usable'."""
+    if not reader.damages:
+        return Finding("ok", "records", "sound, and they fit together")
+    total = sum(count for _, count in reader.damages)
+    lines = [f"{total} damaged; samples that they belong to cannot be used"]
+    for first, count in reader.damages[:MOST_LINES]:
+        lines.append(first if count == 1 else f"{first} (and {count - 1} more like it)")
+    if len(reader.damages) > MOST_LINES:
+        lines.append(f"... and {len(reader.damages) - MOST_LINES} other kinds of damage")
+    return Finding("lost", "records", "\n".join(lines))
+
+
+def _check_samples(reader: NuScenesReader, bad: set[str]) -> Iterator[Finding]:
+    """Sensors, images and calibration; a sample is usable if nothing of its own is missing.
+
+    Args:
+        reader: open tables.
+        bad: samples that cannot be used; those without images are added.
+    """
+    nusc, cameras = reader.nusc, reader.config.cameras
     lacking: Counter[str] = Counter()
     for sample in nusc.sample:
-        missing = [c for c in (REFERENCE_SENSOR, *cameras) if sample["data"].get(c) not in data]
-        lacking.update(missing)
-        if missing:
-            bad.add(sample["token"])
+        lacking.update(channel for channel in (REFERENCE_SENSOR, *cameras) if channel not in sample["data"])
     if lacking:
         listed = ", ".join(f"{channel} in {count}" for channel, count in lacking.most_common())
+        channels = ", ".join(sorted({record["channel"] for record in nusc.sensor}))
         yield Finding(
             "lost",
             "sensors",
@@ -151,12 +157,12 @@ def _check_samples(nusc: NuScenes, root: Path, cameras: Sequence[str]) -> Iterat
     else:
         yield Finding("ok", "sensors", f"{REFERENCE_SENSOR} and {len(cameras)} cameras in every sample")
     shots = [
-        (sample["token"], data[sample["data"][channel]])
+        (sample["token"], nusc.get("sample_data", sample["data"][channel]))
         for sample in nusc.sample
         for channel in cameras
-        if sample["data"].get(channel) in data
+        if channel in sample["data"]
     ]
-    yield from _check_images(root, shots, bad)
+    yield from _check_images(reader.root, shots, bad)
     yield _check_calibration(nusc, shots, bad)
     usable = len(nusc.sample) - len(bad)
     text = f"{usable} of {len(nusc.sample)} samples"
@@ -212,40 +218,21 @@ def _file_sizes(folder: Path) -> dict[str, int]:
 
 
 def _check_calibration(nusc: NuScenes, shots: list[tuple[str, dict[str, Any]]], bad: set[str]) -> Finding:
-    users: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    """What is unlikely about the mounts of samples that can be used; damage has been told before."""
+    users: dict[str, dict[str, Any]] = {}
     for token, record in shots:
-        users.setdefault(record["calibrated_sensor_token"], []).append((token, record))
-    wrong: list[str] = []
+        if token not in bad:
+            users.setdefault(record["calibrated_sensor_token"], record)
     odd: list[str] = []
-    for mount_token, shots_of in users.items():
-        record = shots_of[0][1]
+    for mount_token, record in users.items():
         mount = nusc.get("calibrated_sensor", mount_token)
-        problem = _calibration_problem(mount)
-        if problem:
-            wrong.append(
-                f"{record['channel']}, {mount_token}: {problem}; its {len(shots_of)} samples are lost"
-            )
-            bad.update(token for token, _ in shots_of)
-            continue
         oddity = _calibration_oddity(record["channel"], mount, record["width"], record["height"])
         if oddity:
             odd.append(f"{record['channel']}, {mount_token}: {oddity}")
-    lines = wrong + odd
-    if not lines:
-        return Finding("ok", "calibration", f"{len(users)} camera mounts look sound")
     if odd:
-        lines.append("boxes of an odd camera may not lie on the objects: look with tools/visualize.py")
-    return Finding("lost", "calibration", "\n".join(lines[:8]))
-
-
-def _calibration_problem(mount: dict[str, Any]) -> str:
-    """Why a calibration cannot be used; '' if it can."""
-    if not is_valid_intrinsics(torch.tensor(mount["camera_intrinsic"], dtype=torch.float64)):
-        return f"camera_intrinsic {mount['camera_intrinsic']} is not a finite invertible 3x3 matrix"
-    pose = [*mount["translation"], *mount["rotation"]]
-    if not all(math.isfinite(v) for v in pose) or math.hypot(*mount["rotation"]) < 1e-6:
-        return f"translation {mount['translation']}, rotation {mount['rotation']} is no pose"
-    return ""
+        odd.append("boxes of an odd camera may not lie on the objects: look with tools/visualize.py")
+        return Finding("lost", "calibration", "\n".join(odd[-MOST_LINES:]))
+    return Finding("ok", "calibration", f"{len(users)} camera mounts of usable samples look sound")
 
 
 def _calibration_oddity(channel: str, mount: dict[str, Any], width: int, height: int) -> str:
@@ -268,58 +255,91 @@ def _calibration_oddity(channel: str, mount: dict[str, Any], width: int, height:
     return ""
 
 
-def _check_annotations(nusc: NuScenes) -> Finding:
+def _check_annotations(reader: NuScenesReader) -> Iterator[Finding]:
+    """Ground truth, of all and of each scene."""
+    nusc = reader.nusc
     if not nusc.sample_annotation:
-        return Finding("lost", "annotations", "none: predicting works, training and evaluation do not")
+        yield Finding("lost", "annotations", "none: predicting works, training and evaluation do not")
+        return
     counts = Counter(category_to_detection_name(a["category_name"]) for a in nusc.sample_annotation)
     there = {name: counts[name] for name in DETECTION_CLASSES if counts[name]}
     text = f"{sum(there.values())} boxes in {len(there)} of {len(DETECTION_CLASSES)} detection classes"
     absent = [name for name in DETECTION_CLASSES if name not in there]
     if absent:
         text += f"\nabsent, so their AP is 0 in mAP and NDS: {', '.join(absent)}"
-    return Finding("lost" if absent else "ok", "annotations", text)
+    annotated = {sample["scene_token"] for sample in nusc.sample if sample["anns"]}
+    bare = [scene["name"] for scene in nusc.scene if scene["token"] not in annotated]
+    if bare:
+        text += f"\nscenes without any, which would teach that nothing is there: {_first_names(bare)}"
+    yield Finding("lost" if absent or bare else "ok", "annotations", text)
 
 
-def _check_splits(nusc: NuScenes, root: Path) -> Finding:
-    names = [scene["name"] for scene in nusc.scene]
-    folder = root / nusc.version
+def _first_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_LINES]) + (" ..." if len(names) > MOST_LINES else "")
+
+
+def _check_splits(reader: NuScenesReader, bad: set[str]) -> Finding:
+    names = [scene["name"] for scene in reader.nusc.scene]
+    folder = reader.root / reader.nusc.version
     try:
         usable = usable_splits(folder, names)
-        text = describe_splits(folder, names)
+        lines = [describe_splits(folder, names)]
     except DataError as error:
         return Finding("FAIL", "splits", f"{error}\nmend or remove it: no split can be chosen until then")
     if not usable:
-        return Finding("lost", "splits", f"nothing to train on or to evaluate\n{text}")
-    return Finding("ok", "splits", text.partition(": ")[2])
+        return Finding("lost", "splits", f"nothing to train on or to evaluate\n{lines[0]}")
+    lines[0] = lines[0].partition(": ")[2]
+    tokens = {name: [t for scene in reader.scenes(name) for t in scene.sample_tokens] for name in usable}
+    lost = [name for name in usable if bad.issuperset(tokens[name])]
+    ranges = class_range_by_name()
+    bare = [name for name in usable if not has_ground_truth(reader, tokens[name], 1, ranges)]
+    if lost:
+        lines.append(f"without any sample that can be used: {_first_names(lost)}")
+    if bare:
+        lines.append(f"without ground truth, only to predict on: {_first_names(bare)}")
+    return Finding("lost" if lost or bare else "ok", "splits", "\n".join(lines))
 
 
-def _check_maps(nusc: NuScenes, root: Path) -> Finding:
+def _check_maps(reader: NuScenesReader) -> Finding:
+    """The map expansions, loaded as training and evaluation load them."""
     problems: list[str] = []
-    locations = sorted({log["location"] for log in nusc.log})
+    damaged = False
+    locations = sorted({log["location"] for log in reader.nusc.log})
     for location in locations:
-        path = root / "maps" / "expansion" / f"{location}.json"
-        if not path.is_file():
-            problems.append(f"maps/expansion/{path.name} is missing")
-            continue
         try:
-            version = json.loads(path.read_text()).get("version", "none")
-        except (ValueError, AttributeError) as error:
-            problems.append(f"maps/expansion/{path.name} is not a JSON object: {error}")
+            found = load_map(reader.root, location, reader.config.divider_width_m)
+        except DataError as error:
+            problems.append(str(error))
+            damaged = True
             continue
-        if str(version) < "1.3":
-            problems.append(f"maps/expansion/{path.name} has version {version}; the devkit needs 1.3")
+        if found is None:
+            problems.append(f"maps/expansion/{location}.json is missing")
     if not problems:
         return Finding("ok", "map expansion", f"{len(locations)} locations: {', '.join(locations)}")
     cost = "the map layers of the segmentation head get no labels there; boxes and vehicle still train"
-    return Finding("lost", "map expansion", "\n".join([cost, *problems]))
+    if damaged:
+        cost = "a damaged map stops training and evaluation: mend it, or remove it to do without"
+    return Finding("FAIL" if damaged else "lost", "map expansion", "\n".join([cost, *problems]))
 
 
-def _check_can_bus(nusc: NuScenes, root: Path) -> Finding:
-    sizes = _file_sizes(root / "can_bus")
-    missing = sorted(s["name"] for s in nusc.scene if not sizes.get(f"{s['name']}_pose.json"))
-    text = f"{len(nusc.scene) - len(missing)} of {len(nusc.scene)} scenes"
-    if not missing:
+def _check_can_bus(reader: NuScenesReader) -> Finding:
+    can_bus = CanBusReader(reader)
+    missing: list[str] = []
+    damaged: list[str] = []
+    for scene in reader.nusc.scene:
+        try:
+            if not can_bus.has_messages(scene["name"]):
+                missing.append(scene["name"])
+        except DataError as error:
+            damaged.append(str(error))
+    total = len(reader.nusc.scene)
+    text = f"{total - len(missing) - len(damaged)} of {total} scenes"
+    if not missing and not damaged:
         return Finding("ok", "CAN bus", text)
-    cost = f"{text}; where it is missing, speed and turn rate are derived from the ego poses"
-    more = " ..." if len(missing) > 8 else ""
-    return Finding("lost", "CAN bus", f"{cost}\nwithout: {', '.join(missing[:8])}{more}")
+    lines = [text]
+    if missing:
+        lines[0] += "; where it is missing, speed and turn rate are derived from the ego poses"
+        lines.append(f"without: {_first_names(missing)}")
+    if damaged:
+        lines += ["a model that reads it cannot use these scenes:", *damaged[:MOST_LINES]]
+    return Finding("lost", "CAN bus", "\n".join(lines))

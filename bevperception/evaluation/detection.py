@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,9 +13,10 @@ import numpy as np
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.data_classes import DetectionMetrics
 from nuscenes.eval.detection.evaluate import DetectionEval
-from nuscenes.eval.detection.utils import category_to_detection_name
+from nuscenes.nuscenes import NuScenes
 
-from bevperception.data.nuscenes import NuScenesReader
+from bevperception.data.ground_truth import require_ground_truth_to_evaluate
+from bevperception.data.nuscenes import REFERENCE_SENSOR, NuScenesReader
 from bevperception.data.splits import check_evaluable
 from bevperception.errors import DataError
 from bevperception.evaluation.submission import SubmissionBox, write_submission
@@ -26,12 +28,18 @@ RESULTS_FILE = "results_nusc.json"
 METRICS_FILE = "metrics_summary.json"
 _ERRORS = ("trans_err", "scale_err", "orient_err", "vel_err", "attr_err")
 _OUT_OF_RANGE_M = 1e6
+_NO_SCENE = ""
+
+
+def class_range_by_name() -> dict[str, float]:
+    """How far from the vehicle, on the ground, the devkit counts objects of each class, in metres."""
+    ranges = config_factory(CONFIG_NAME).class_range
+    return {name: float(ranges[name]) for name in DETECTION_CLASSES}
 
 
 def class_ranges_m() -> list[float]:
-    """How far from the vehicle, on the ground, the devkit counts objects; by index of DETECTION_CLASSES."""
-    ranges = config_factory(CONFIG_NAME).class_range
-    return [float(ranges[name]) for name in DETECTION_CLASSES]
+    """The values of :func:`class_range_by_name`, by index of DETECTION_CLASSES."""
+    return list(class_range_by_name().values())
 
 
 @dataclass(frozen=True)
@@ -97,12 +105,12 @@ class DetectionResult:
 
     Attributes:
         overall: the devkit's own, where a class without ground truth counts AP 0 and errors 1.
-        present: means over the classes with ground truth; None if there is none at all.
+        present: means over the classes with ground truth.
         classes: by name, all ten.
     """
 
     overall: DetectionSummary
-    present: DetectionSummary | None
+    present: DetectionSummary
     classes: dict[str, ClassMetrics]
 
     def as_dict(self) -> dict[str, Any]:
@@ -112,7 +120,7 @@ class DetectionResult:
     def table(self) -> str:
         """The summary and the per-class table that people know from the devkit."""
         lines = [f"{name}: {value:.4f}" for name, value in asdict(self.overall).items()]
-        if self.present is not None and self.present != self.overall:
+        if self.present != self.overall:
             shown = ", ".join(f"{name} {value:.4f}" for name, value in asdict(self.present).items())
             count = sum(c.ground_truth > 0 for c in self.classes.values())
             lines.append(f"over the {count} classes present: {shown}")
@@ -139,11 +147,12 @@ def evaluate_detection(
 
     Raises:
         ConfigError: if the split does not exist or belongs to another version.
-        DataError: if results of some samples are missing.
+        DataError: if results of some samples are missing, or no annotation of the split counts.
     """
     names = [scene["name"] for scene in reader.nusc.scene]
     check_evaluable(split, reader.root / reader.nusc.version, names)
     tokens = [token for scene in reader.scenes(split) for token in scene.sample_tokens]
+    require_ground_truth_to_evaluate(reader, split, tokens, class_range_by_name())
     missing = [token for token in tokens if token not in results]
     if missing:
         raise DataError(
@@ -153,6 +162,8 @@ def evaluate_detection(
     of_split = {token: results[token] for token in tokens}
     write_submission(output_folder / RESULTS_FILE, of_split)
     metrics, counts = _run_devkit(reader, split, of_split)
+    if not any(counts.values()):
+        raise DataError(f"split {split!r}: all ground truth lies in bicycle racks and does not count")
     result = _result(metrics, counts)
     write_json(output_folder / METRICS_FILE, metrics.serialize() | {"present_classes": result.as_dict()})
     return result
@@ -163,21 +174,19 @@ def _run_devkit(
 ) -> tuple[DetectionMetrics, dict[str, int]]:
     """The devkit's metrics and the number of ground-truth boxes of each class that count.
 
-    The devkit raises when there is no prediction at all, or no ground truth at all. A single prediction
-    too far away to count stands in for the first; the second has nothing to evaluate.
+    The devkit raises when there is no prediction at all: a single one too far away to count stands in. It
+    looks at the reference pose of every sample, so samples without one take no part.
     """
     config = config_factory(CONFIG_NAME)
-    if not _has_ground_truth(reader, results):
-        return _metrics_of_nothing(config), dict.fromkeys(DETECTION_CLASSES, 0)
+    nusc = _with_reference_poses(reader.nusc)
+    results = {t: boxes for t, boxes in results.items() if nusc.get("sample", t)["scene_token"] != _NO_SCENE}
     if not any(results.values()):
         first = next(iter(results))
         results = {**results, first: [_far_away(first)]}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / RESULTS_FILE
         write_submission(path, results)
-        evaluation = DetectionEval(
-            reader.nusc, config, str(path), eval_set=split, output_dir=folder, verbose=False
-        )
+        evaluation = DetectionEval(nusc, config, str(path), eval_set=split, output_dir=folder, verbose=False)
         metrics, _ = evaluation.evaluate()
     counts = dict.fromkeys(DETECTION_CLASSES, 0)
     for box in evaluation.gt_boxes.all:
@@ -185,13 +194,16 @@ def _run_devkit(
     return metrics, counts
 
 
-def _has_ground_truth(reader: NuScenesReader, tokens: Mapping[str, object]) -> bool:
-    annotations = (
-        reader.nusc.get("sample_annotation", annotation)
-        for token in tokens
-        for annotation in reader.nusc.get("sample", token)["anns"]
-    )
-    return any(category_to_detection_name(record["category_name"]) is not None for record in annotations)
+def _with_reference_poses(nusc: NuScenes) -> NuScenes:
+    """The tables with samples that have no key frame of the reference sensor in a scene of no split."""
+    absent = {sample["token"] for sample in nusc.sample if REFERENCE_SENSOR not in sample["data"]}
+    if not absent:
+        return nusc
+    part = copy.copy(nusc)
+    part.scene = [*nusc.scene, {"token": _NO_SCENE, "name": None}]
+    part.sample = [s | {"scene_token": _NO_SCENE} if s["token"] in absent else s for s in nusc.sample]
+    part._token2ind = nusc._token2ind | {"scene": nusc._token2ind["scene"] | {_NO_SCENE: len(nusc.scene)}}
+    return part
 
 
 def _far_away(sample_token: str) -> SubmissionBox:
@@ -207,17 +219,6 @@ def _far_away(sample_token: str) -> SubmissionBox:
     }
 
 
-def _metrics_of_nothing(config: Any) -> DetectionMetrics:
-    metrics = DetectionMetrics(config)
-    undefined = {"traffic_cone": _ERRORS[2:], "barrier": _ERRORS[3:]}
-    for name in config.class_names:
-        for distance in config.dist_ths:
-            metrics.add_label_ap(name, distance, 0.0)
-        for error in _ERRORS:
-            metrics.add_label_tp(name, error, float("nan") if error in undefined.get(name, ()) else 1.0)
-    return metrics
-
-
 def _result(metrics: DetectionMetrics, counts: Mapping[str, int]) -> DetectionResult:
     classes = {}
     for name in DETECTION_CLASSES:
@@ -228,7 +229,7 @@ def _result(metrics: DetectionMetrics, counts: Mapping[str, int]) -> DetectionRe
     ate, ase, aoe, ave, aae = (float(metrics.tp_errors[error]) for error in _ERRORS)
     overall = DetectionSummary(metrics.mean_ap, ate, ase, aoe, ave, aae, metrics.nd_score)
     present = [c for c in classes.values() if c.ground_truth > 0]
-    return DetectionResult(overall, DetectionSummary.over(present) if present else None, classes)
+    return DetectionResult(overall, DetectionSummary.over(present), classes)
 
 
 def _mean_defined(values: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ from bevperception.config import ExperimentConfig
 from bevperception.config_model import SegmentationConfig
 from bevperception.data.dataset import build_dataset
 from bevperception.data.nuscenes import NuScenesReader, SceneRecord
-from bevperception.errors import ConfigError
+from bevperception.errors import ConfigError, DataError
 from bevperception.evaluation.detection import RESULTS_FILE
 from bevperception.evaluation.runner import perceive
 from bevperception.evaluation.submission import SubmissionBox, submission_boxes, write_submission
@@ -97,6 +97,7 @@ def write_predictions(
 
     Raises:
         ConfigError: segmentation of a model without that head.
+        DataError: none of the samples can be read.
         BevError: a sample cannot be read and bad samples are to stop the run.
     """
     if segmentation and not config.model.segmentation.enabled:
@@ -106,9 +107,11 @@ def write_predictions(
     dataset = build_dataset(reader, config, chosen.scenes, training=False)
     predictor = StreamingPredictor(model, device, config.training.precision)
     results: dict[str, list[SubmissionBox]] = {token: [] for token in chosen.wanted}
+    skipped: dict[str, str] = {}
     for seen in perceive(predictor, dataset, chosen.tokens, config.data.workers, "predicting"):
         if seen.bad is not None:
             print(f"skipped sample {seen.bad.token}: {seen.bad.reason}")
+            skipped[seen.token] = seen.bad.reason
         if seen.token not in chosen.wanted or seen.batch is None or seen.outputs is None:
             continue
         pose = seen.batch.frames.bev_to_global[0]
@@ -117,6 +120,9 @@ def write_predictions(
         if segmentation and logits is not None:
             path = folder / MAPS_FOLDER / f"{seen.token}.npz"
             _write_maps(path, logits[0].float().sigmoid(), pose, config.model.segmentation)
+    if skipped.keys() >= chosen.wanted:
+        reason = skipped[min(chosen.wanted)]
+        raise DataError(f"none of the {len(chosen.wanted)} chosen samples can be read; one of them: {reason}")
     path = folder / RESULTS_FILE
     write_submission(path, results)
     return path

@@ -15,11 +15,18 @@ from tqdm import tqdm
 
 from bevperception.config import ExperimentConfig
 from bevperception.data.dataset import NuScenesDataset, SkippedBatch, build_dataset
+from bevperception.data.ground_truth import needs_annotations, require_ground_truth_to_evaluate
 from bevperception.data.loading import build_loader, require_loaded
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.distributed import first_error, gather_objects, rank, world_size
-from bevperception.errors import BevError
-from bevperception.evaluation.detection import METRICS_FILE, RESULTS_FILE, DetectionResult, evaluate_detection
+from bevperception.errors import BevError, DataError
+from bevperception.evaluation.detection import (
+    METRICS_FILE,
+    RESULTS_FILE,
+    DetectionResult,
+    class_range_by_name,
+    evaluate_detection,
+)
 from bevperception.evaluation.segmentation import SegmentationMetric, SegmentationResult
 from bevperception.evaluation.submission import SubmissionBox, submission_boxes
 from bevperception.files import write_json
@@ -154,12 +161,14 @@ class SplitEvaluator:
 
     Raises:
         ConfigError: if no such split exists.
-        DataError: if none of its scenes is in the tables.
+        DataError: if none of its scenes is in the tables, or the split has no ground truth.
     """
 
     def __init__(self, config: ExperimentConfig, reader: NuScenesReader, split: str) -> None:
         self.config, self.reader, self.split = config, reader, split
         self.dataset = build_dataset(reader, config, split, training=False)
+        if needs_annotations(config.model):
+            require_ground_truth_to_evaluate(reader, split, self.dataset.tokens, class_range_by_name())
 
     def __call__(self, model: nn.Module, device: torch.device, folder: Path) -> EvaluationResult:
         """Evaluate; the first process writes the submission, the metrics and prints the table.
@@ -250,6 +259,11 @@ class SplitEvaluator:
             boxes |= part_boxes
             total.merge(part_metric)
             skipped += part_skipped
+        if len(skipped) == len(self.dataset):
+            raise DataError(
+                f"none of the {len(skipped)} samples of split {self.split!r} can be read; the first: "
+                f"{skipped[0].reason}"
+            )
         heads = self.config.model
         result = EvaluationResult(
             detection=evaluate_detection(self.reader, self.split, boxes, folder)

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bevperception.data.nuscenes import is_valid_intrinsics
 from bevperception.errors import DataError
+from bevperception.geometry import is_valid_intrinsics
 
 _FISHEYE = ("equidistant", "fisheye")
 _PINHOLE = ("plumb_bob", "rational_polynomial", "")

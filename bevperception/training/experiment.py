@@ -12,6 +12,7 @@ from bevperception.checkpoints.backbone import load_backbone
 from bevperception.checkpoints.tensors import left_aside
 from bevperception.config import ExperimentConfig
 from bevperception.data.dataset import build_dataset
+from bevperception.data.ground_truth import needs_annotations, require_ground_truth_to_train
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.distributed import is_first_process
 from bevperception.evaluation.runner import SplitEvaluator
@@ -39,6 +40,9 @@ def train_experiment(config: ExperimentConfig, out: Path, resume: str | None = N
         find_resume(resume, out)  # refuses another run's checkpoints before the tables have been read
         reader = NuScenesReader(config.data)
         source = build_dataset(reader, config, config.data.train_split, training=True)
+        if needs_annotations(config.model):
+            usable = [token for token in source.tokens if reader.fault(token) is None]
+            require_ground_truth_to_train(reader, config.data.train_split, usable)
         evaluator = SplitEvaluator(config, reader, config.data.val_split)
 
         def evaluate(model: nn.Module, device: torch.device, folder: Path) -> dict[str, Any]:

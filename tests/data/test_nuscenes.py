@@ -185,7 +185,7 @@ def test_missing_root_version_and_table(tmp_path: Path, tiny_nuscenes: Path) -> 
         NuScenesReader(DataConfig(root=str(tiny_nuscenes), version="v1.0-mini"))
     write_tiny_nuscenes(tmp_path)
     (tmp_path / VERSION / "ego_pose.json").unlink()
-    with pytest.raises(DataError, match=r"incomplete: .*ego_pose\.json is missing"):
+    with pytest.raises(DataError, match=r"damaged:\nego_pose\.json is missing"):
         open_reader(tmp_path)
 
 
@@ -196,60 +196,10 @@ def test_damaged_tables(tmp_path: Path) -> None:
     path.write_text(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="not valid JSON"):
         open_reader(tmp_path)
-    path.write_text(whole.replace("calibrated_sensor-0003", "calibrated_sensor-9999"))
-    with pytest.raises(DataError, match=r"contradict each other: .*9999"):
-        open_reader(tmp_path)
     path.write_text(whole)
     (tmp_path / "maps" / "tiny.png").unlink()
     with pytest.raises(DataError, match=r"refuses .*tiny\.png does not exist"):
         open_reader(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "intrinsics",
-    [
-        [[0.0, 0.0, 80.0], [0.0, 0.0, 45.0], [0.0, 0.0, 1.0]],
-        [[float("nan"), 0.0, 80.0], [0.0, 100.0, 45.0], [0.0, 0.0, 1.0]],
-        [[100.0, 0.0, 80.0], [0.0, 100.0, 45.0]],
-        [],
-    ],
-)
-def test_unusable_intrinsics_name_the_camera(tmp_path: Path, intrinsics: list[list[float]]) -> None:
-    edit(
-        write_tiny_nuscenes(tmp_path), "calibrated_sensor", lambda r: r[3].update(camera_intrinsic=intrinsics)
-    )
-    reader = open_reader(tmp_path)
-    token = reader.scenes(VAL_SPLIT)[0].sample_tokens[0]
-    with pytest.raises(SampleError, match=r"CAM_FRONT_LEFT: camera_intrinsic .*3x3") as caught:
-        reader.sample(token)
-    assert caught.value.token == token
-
-
-@pytest.mark.parametrize(
-    "pose", [{"rotation": [0.0, 0.0, 0.0, 0.0]}, {"translation": [1.0, float("inf"), 0.0]}]
-)
-def test_unusable_extrinsics_name_the_camera(tmp_path: Path, pose: dict[str, Any]) -> None:
-    edit(write_tiny_nuscenes(tmp_path), "calibrated_sensor", lambda r: r[1].update(pose))
-    reader = open_reader(tmp_path)
-    with pytest.raises(SampleError, match=r"CAM_FRONT: calibrated_sensor .* not a rigid transform"):
-        reader.sample(reader.scenes(VAL_SPLIT)[0].sample_tokens[0])
-
-
-@pytest.mark.parametrize("change", [{"size": [0.0, 4.0, 1.5]}, {"translation": [float("nan"), 0.0, 0.0]}])
-def test_unusable_box_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
-    edit(write_tiny_nuscenes(tmp_path), "sample_annotation", lambda r: r[0].update(change))
-    reader = open_reader(tmp_path)
-    with pytest.raises(SampleError, match="annotation sample_annotation-0000 has no usable box"):
-        reader.annotations(reader.sample(reader.scenes(TRAIN_SPLIT)[0].sample_tokens[0]))
-
-
-def test_broken_chain_of_samples(tmp_path: Path) -> None:
-    edit(write_tiny_nuscenes(tmp_path), "sample", lambda r: r[1].update(next="sample-9999"))
-    with pytest.raises(SampleError, match="sample-9999"):
-        open_reader(tmp_path).scenes(TRAIN_SPLIT)
-    edit(tmp_path, "sample", lambda r: r[1].update(next="sample-0000"))
-    with pytest.raises(DataError, match="circle"):
-        open_reader(tmp_path).scenes(TRAIN_SPLIT)
 
 
 def test_radar_points_count_as_points(tmp_path: Path) -> None:

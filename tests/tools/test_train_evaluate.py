@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from bevperception.checkpoints.weights import read_weights
+from tests.fixtures.damage import DamagedRoot
 from tests.fixtures.tiny_nuscenes import IMAGE_SIZE, KEY_FRAMES, TRAIN_SPLIT, VAL_SPLIT, VERSION
 
 REPOSITORY = Path(__file__).parents[2]
@@ -261,3 +262,58 @@ def test_a_damaged_image_stops_or_is_skipped(
     results = json.loads((tmp_path / "e" / "results_nusc.json").read_text())["results"]
     assert results[token] == []
     assert len(results) == KEY_FRAMES
+
+
+def test_a_split_without_annotations_can_only_be_predicted(
+    trained: Path, config: Path, tiny_nuscenes: Path, tmp_path: Path
+) -> None:
+    damaged = DamagedRoot(tiny_nuscenes, tmp_path / "bare")
+    damaged.write({"sample_annotation": [], "instance": []})
+    root = ("--data.root", damaged.root, "--out", tmp_path / "o")
+    for split in (VAL_SPLIT, TRAIN_SPLIT):
+        message = fail("evaluate", "--weights", trained, *root, "--split", split)
+        assert f"split '{split}' has no annotation that the evaluation counts" in message
+        assert f"tools/predict.py --weights PATH --split {split} --data.root {damaged.root}" in message
+    message = fail("train", "--config", config, *root)
+    assert f"split '{TRAIN_SPLIT}' has no annotation of the ten detection classes" in message
+    # The vehicle layer of the segmentation head comes from boxes too; without it none are needed.
+    alone = ("--model.detection.enabled", "false")
+    assert "has no annotation" in fail("train", "--config", config, *root, *alone)
+    assert not (tmp_path / "o").exists()
+    succeed("predict", "--weights", trained, *root, "--split", VAL_SPLIT)
+    assert len(json.loads((tmp_path / "o" / "results_nusc.json").read_text())["results"]) == KEY_FRAMES
+
+
+def test_annotations_without_enough_points_teach_nothing(config: Path, tmp_path: Path) -> None:
+    message = fail("train", "--config", config, "--out", tmp_path / "o", "--data.min_points", 21)
+    assert "with at least 21 points (data.min_points)" in message
+
+
+def test_damaged_tables_stop_a_run_before_it_begins(
+    trained: Path, config: Path, tiny_nuscenes: Path, tmp_path: Path
+) -> None:
+    damaged = DamagedRoot(tiny_nuscenes, tmp_path / "data")
+    tables = damaged.tables()
+    last = next(r for r in tables["sample_annotation"] if r["sample_token"] == "sample-0011")
+    last["rotation"] = [0, 0, 0, 0]
+    damaged.write(tables)
+    root = ("--data.root", damaged.root, "--out", tmp_path / "o")
+    message = fail("evaluate", "--weights", trained, *root)
+    assert (
+        f"sample sample-0011: sample_annotation.json, record '{last['token']}': rotation must be" in message
+    )
+    assert "1 of 4 samples cannot be used; data.bad_samples=skip" in message
+    assert "1 of 4 samples" in fail("train", "--config", config, *root), "those of val_split, before any step"
+    text = succeed("evaluate", "--weights", trained, *root, "--data.bad_samples", "skip")
+    assert "1 of 4 samples could not be read and count as empty, first sample-0011" in text
+    for row in tables["scene"]:
+        row["first_sample_token"] = ""
+    damaged.write(tables)
+    skip = ("--data.bad_samples", "skip")
+    message = fail("evaluate", "--weights", trained, *root, *skip)
+    assert (
+        f"none of the 4 samples of split '{VAL_SPLIT}' can be read; the first: sample sample-0008: "
+        in message
+    )
+    message = fail("predict", "--weights", trained, *root, *skip, "--split", VAL_SPLIT)
+    assert "none of the 4 chosen samples can be read" in message

@@ -19,7 +19,8 @@ from types import ModuleType
 import pytest
 
 from bevperception.config import DataConfig
-from bevperception.data.nuscenes import NuScenesReader, load_tables
+from bevperception.data.nuscenes import NuScenesReader
+from bevperception.data.tables import load_tables
 from bevperception.data.world import WorldConfig, make_world, scene, writer
 from bevperception.data.world.settings import MINI_TRAIN, MINI_VAL, parse_size
 from bevperception.errors import ConfigError, DataError, OutputError, run_program
