@@ -16,7 +16,6 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -252,7 +251,7 @@ def _partial_folder(target: Path) -> Iterator[Path]:
 def _new_partial(target: Path) -> tuple[Path, int]:
     """Make the folder of :func:`_partial_folder`; returns it and its lock."""
     while True:
-        folder = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
+        folder = target.with_name(f".{target.name}.{os.urandom(8).hex()}.partial")
         folder.mkdir()
         try:
             lock = _lock(folder, folder=True)

@@ -181,6 +181,7 @@ DYING = """
             print("writing", flush=True)
         if sys.argv[2] == "fork" and not forked:
             time.sleep(5)
+            os._exit(0)
         sys.stdin.read(1)
 """
 
@@ -213,6 +214,7 @@ HOLDER = """
         if os.fork() == 0:
             print("open", flush=True)
             time.sleep(5)
+            os._exit(0)
         sys.stdin.read(1)
 """
 

@@ -15,8 +15,10 @@ import sys
 from pathlib import Path
 
 from bevperception.errors import BevError, ConfigError, DataError, importing, run_program
-from bevperception.files import output_folder, write_bytes
-from bevperception.processes import run_beside
+
+with importing():
+    from bevperception.files import output_folder, write_bytes
+    from bevperception.processes import run_beside
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KEYFRAME_CONFIG = REPOSITORY / "configs" / "keyframe_micro.yaml"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bevperception.errors import USAGE_EXIT_CODE, BevError, importing, run_program
-from bevperception.files import output_folder
 
 with importing():
     from bevperception.checkpoints.weights import config_inside, load_model, read_weights
     from bevperception.config_io import ConfigParser
     from bevperception.distributed import is_first_process
+    from bevperception.files import output_folder
 
 
 def main() -> int | None:

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 
 from bevperception.errors import importing, run_program
-from bevperception.files import check_output_file, output_folder
+
+with importing():
+    from bevperception.files import check_output_file, output_folder
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

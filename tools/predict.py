@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bevperception.errors import importing, run_program
-from bevperception.files import output_folder
 
 with importing():
     from bevperception.checkpoints.weights import config_inside, load_model, read_weights
     from bevperception.config_io import ConfigParser
+    from bevperception.files import output_folder
 
 
 def main() -> int | None:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from bevperception.errors import BevError, ConfigError, importing, run_program
-from bevperception.files import output_folder
-from bevperception.processes import run_beside
+
+with importing():
+    from bevperception.files import output_folder
+    from bevperception.processes import run_beside
 
 VERSION, SPLIT = "v1.0-demo", "demo"
 

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bevperception.errors import BevError, ConfigError, run_program
-from bevperception.files import output_folder, write_json
+from bevperception.errors import BevError, ConfigError, importing, run_program
+
+with importing():
+    from bevperception.files import output_folder, write_json
 
 SETTLED_S = 120.0
 """Memory is compared with what it was after this long."""

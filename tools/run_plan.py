@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 
 from bevperception.errors import ConfigError, importing, run_program
-from bevperception.files import output_folder
+
+with importing():
+    from bevperception.files import output_folder
 
 
 def main() -> None:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bevperception.errors import USAGE_EXIT_CODE, BevError, importing, run_program
-from bevperception.taxonomy import CAMERA_NAMES
 
 with importing():
     from bevperception.doctor.environment import environment, operators
+    from bevperception.taxonomy import CAMERA_NAMES
 
 
 def _print_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 
-import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.lifecycle import TransitionCallbackReturn
+from bevperception.errors import USAGE_EXIT_CODE, BevError, importing
 
-from bev_perception.node import BevPerceptionNode
-from bevperception.errors import USAGE_EXIT_CODE, BevError
+with importing():
+    import rclpy
+    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+    from rclpy.lifecycle import TransitionCallbackReturn
+
+    from bev_perception.node import BevPerceptionNode
 
 
 def main(args: list[str] | None = None) -> int:
