@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from bevperception.structures import (
     BEVMemory,
     Boxes3D,
     CameraFrames,
+    DetectionOutputs,
     Targets,
     concatenate_frames,
     select,
@@ -49,6 +51,38 @@ def test_boxes_are_counted_and_picked_by_slice_mask_and_index() -> None:
         torch.testing.assert_close(picked.scores, all_boxes.scores[1:3])
     assert boxes(3, scored=False)[:1].scores is None
     assert len(boxes(2)[:0]) == 0
+
+
+def test_picked_boxes_keep_their_attributes() -> None:
+    attributes = torch.tensor([3, -1, 0, 5])
+    all_boxes = replace(boxes(4), attributes=attributes)
+    for index in (slice(1, 3), torch.tensor([3, 0]), torch.tensor([False, True, True, False])):
+        picked = all_boxes[index]
+        assert picked.attributes is not None
+        assert torch.equal(picked.attributes, attributes[index])
+    assert boxes(2)[:1].attributes is None
+
+
+def test_a_group_of_queries_keeps_its_own_validity() -> None:
+    layers, batch, groups, queries = 2, 3, 2, 5
+    shape = (layers, batch, groups * queries)
+    generator = torch.Generator().manual_seed(0)
+    valid = torch.rand(batch, groups * queries, generator=generator) > 0.5
+    outputs = DetectionOutputs(
+        torch.randn(*shape, 4, generator=generator),
+        torch.randn(*shape, 10, generator=generator),
+        groups,
+        valid,
+    )
+    for index in range(groups):
+        part, group = slice(index * queries, (index + 1) * queries), outputs.group(index)
+        assert group.groups == 1
+        assert torch.equal(group.class_logits, outputs.class_logits[:, :, part])
+        assert torch.equal(group.box_codes, outputs.box_codes[:, :, part])
+        assert group.valid is not None
+        assert torch.equal(group.valid, valid[:, part])
+    assert not torch.equal(valid[:, :queries], valid[:, queries:])
+    assert replace(outputs, valid=None).group(1).valid is None
 
 
 @pytest.mark.parametrize("scored", [False, True])

@@ -12,20 +12,31 @@ from typing import Any
 from bevperception.errors import ConfigError, DataError, OutputError
 from bevperception.files import check_output_file, writing_folder
 
-try:
-    from rosbags.highlevel import AnyReader, AnyReaderError
-    from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
-    from rosbags.rosbag2 import StoragePlugin, Writer
-    from rosbags.typesys import Stores, get_typestore
-except ImportError as error:
-    raise ConfigError("bags need the rosbags package: pip install -e '.[ros]'") from error
-
 STORAGES = ("mcap", "sqlite3")
 _VERSION = 9
 
 
+def require_rosbags() -> None:
+    """Refuse to go on without rosbags, which only bags themselves need, not --help nor what is in a message.
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
+    try:
+        import rosbags  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("bags need the rosbags package: pip install -e '.[ros]'") from error
+
+
 def typestore() -> Any:
-    """The message types of ROS 2 Kilted; those of Jazzy and Humble that are used here are the same."""
+    """The message types of ROS 2 Kilted; those of Jazzy and Humble that are used here are the same.
+
+    Raises:
+        ConfigError: without rosbags.
+    """
+    require_rosbags()
+    from rosbags.typesys import Stores, get_typestore
+
     return get_typestore(Stores.ROS2_KILTED)
 
 
@@ -56,9 +67,12 @@ def open_writer(path: Path, storage: str, overwrite: bool = False) -> Iterator[A
         overwrite: replace a bag that is there.
 
     Raises:
-        ConfigError, OutputError: see :func:`check_place`; or the disk is full.
+        ConfigError, OutputError: see :func:`check_place`; or rosbags is missing, or the disk is full.
     """
     check_place(path, storage, overwrite)
+    require_rosbags()
+    from rosbags.rosbag2 import StoragePlugin, Writer
+
     plugin = StoragePlugin.MCAP if storage == "mcap" else StoragePlugin.SQLITE3
     with writing_folder(path, replace=overwrite) as partial:
         try:
@@ -74,12 +88,16 @@ def open_reader(path: Path) -> Iterator[Any]:
 
     Raises:
         DataError: if it is missing or damaged.
+        ConfigError: without rosbags.
     """
     if not path.exists():
         raise DataError(f"there is no bag at {path}")
     for part in [path, *path.iterdir()] if path.is_dir() else [path]:
         if part.exists() and not part.is_file() and not part.is_dir():
             raise DataError(f"{path} cannot be read as a bag: {part.name} is a pipe or a device, not a file")
+    require_rosbags()
+    from rosbags.highlevel import AnyReader, AnyReaderError
+
     try:
         with AnyReader([path], default_typestore=typestore()) as reader:
             yield reader
@@ -94,6 +112,9 @@ def offered_qos(latched: bool, depth: int) -> Sequence[Any]:
         latched: late subscribers get the last messages (transient local).
         depth: of the history.
     """
+    require_rosbags()
+    from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
+
     durability = QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE
     forever = QosTime(9223372036, 854775807)
     return [
