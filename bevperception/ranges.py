@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import pairwise
 from numbers import Integral, Real
@@ -147,25 +147,32 @@ def rules_text(settings: type, name: str) -> str:
     return ", ".join(dict.fromkeys(map(str, rules_of(settings, name))))
 
 
-def number(kind: type[int] | type[float], rule: Range) -> Callable[[str], Any]:
-    """A ``type`` for ``argparse.add_argument`` that refuses numbers outside a range, NaN and infinity.
+def add_number(
+    parser: argparse.ArgumentParser, name: str, kind: type[int] | type[float], rule: Range, **more: Any
+) -> None:
+    """Add an option for a number, with its range in its help.
 
     Args:
+        parser: of a program.
+        name: of the option, with its dashes.
         kind: int or float.
-        rule: what the number must be.
+        rule: what the number must be. On the command line it raises ConfigError where it is not, or is NaN
+            or infinite.
+        more: for ``add_argument``, ``help`` among it.
     """
 
-    def convert(text: str) -> int | float:
+    def convert(text: str | float) -> int | float:
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {_KINDS[kind]}, got {text!r}") from None
+            raise ConfigError(f"command line: {name} must be {_KINDS[kind]}, got {_shown(text)}") from None
         if not _is_finite(value) or not rule.holds(value):
-            raise argparse.ArgumentTypeError(f"must be {rule}, got {text}")
+            raise ConfigError(f"command line: {name} must be {rule}, got {_shown(value)}")
         return value
 
     convert.__name__ = kind.__name__
-    return convert
+    more["help"] = f"{more['help']} [{rule}]"
+    parser.add_argument(name, type=convert, **more)
 
 
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from bevperception.config_io import ConfigParser, config_from_dict, load_config
 from bevperception.config_model import BEVConfig, DetectionConfig, PerspectiveConfig, SegmentationConfig
 from bevperception.data.world.settings import WorldConfig
 from bevperception.errors import ConfigError
-from bevperception.ranges import Distinct, Increasing, Length, Range, check_settings, number, rules_of
+from bevperception.ranges import Distinct, Increasing, Length, Range, add_number, check_settings, rules_of
 from bevperception.streaming.settings import NodeSettings, spec_by_name
 
 REPOSITORY = Path(__file__).parents[1]
@@ -219,21 +220,34 @@ def test_shipped_configurations_and_weights_are_inside_their_ranges() -> None:
         config_from_dict(weights.card.config, name)
 
 
+@pytest.mark.parametrize("parser", [argparse.ArgumentParser, lambda: ConfigParser("Try.", "try")])
 @pytest.mark.parametrize(
     ("kind", "text", "message"),
     [
         (int, "0", "must be 1 to 5, got 0"),
         (int, "6", "must be 1 to 5, got 6"),
-        (int, "2.0", "expected a whole number, got '2.0'"),
+        (int, "2.0", "must be a whole number, got '2.0'"),
+        (int, "9" * 5000, "must be a whole number, got '999"),
         (float, "nan", "must be 1 to 5, got nan"),
-        (float, "inf", "must be 1 to 5, got inf"),
-        (float, "x", "expected a number, got 'x'"),
+        (float, "-inf", "must be 1 to 5, got -inf"),
+        (float, "x", "must be a number, got 'x'"),
     ],
 )
-def test_an_option_outside_its_range_is_refused(kind: Any, text: str, message: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=message):
-        number(kind, Range(1, 5))(text)
-    assert number(kind, Range(1, 5))("3") == 3
+def test_an_option_outside_its_range_is_refused(parser: Any, kind: Any, text: str, message: str) -> None:
+    program = parser()
+    add_number(program, "--some", kind, Range(1, 5), default=2, help="how many (%(default)s)")
+    with pytest.raises(ConfigError, match=rf"^command line: --some {message}"):
+        program.parse_args([f"--some={text}"])
+    assert program.parse_args(["--some=3"]).some == 3
+    assert program.parse_args([]).some == 2
+    assert "how many (2) [1 to 5]" in " ".join(program.format_help().split())
+
+
+def test_every_number_of_the_programs_has_a_range() -> None:
+    """Options come by add_number; only ros2_ws, which has parameters of its own, does without."""
+    paths = [*REPOSITORY.glob("tools/*.py"), *REPOSITORY.glob("bevperception/**/*.py")]
+    bare = [path.name for path in paths if re.search(r"type=(int|float)\b", path.read_text(encoding="utf-8"))]
+    assert bare == []
 
 
 def test_rules_in_words() -> None:

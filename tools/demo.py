@@ -14,11 +14,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from bevperception.errors import BevError, ConfigError, DataError, importing, run_program
+from bevperception.errors import BevError, DataError, importing, run_program
 
 with importing():
     from bevperception.files import output_folder, write_bytes
     from bevperception.processes import run_beside
+    from bevperception.ranges import Range, add_number
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KEYFRAME_CONFIG = REPOSITORY / "configs" / "keyframe_micro.yaml"
@@ -40,17 +41,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-root", default=os.environ.get("NUSCENES") or None, help="nuScenes folder")
     parser.add_argument("--version", help="tables to use; default: v1.0-mini if there, else v1.0-trainval")
     parser.add_argument("--scene", help="scene to cut the key frame from; default: the first")
-    parser.add_argument(
-        "--steps", type=int, default=DEFAULT_STEPS, help="training steps on nuScenes (default %(default)s)"
+    add_number(
+        parser,
+        "--steps",
+        int,
+        Range(1, 1_000_000),
+        default=DEFAULT_STEPS,
+        help="training steps on nuScenes (default %(default)s)",
     )
     parser.add_argument(
         "--weights", default=WEIGHTS, help="that perceive the procedural world (default %(default)s)"
     )
     parser.add_argument("--out", default="out/demo", help="folder for what it makes (default %(default)s)")
-    options = parser.parse_args(argv)
-    if options.steps < 1:
-        raise ConfigError(f"--steps must be at least 1, got {options.steps}")
-    return options
+    return parser.parse_args(argv)
 
 
 def run(tool: str, *arguments: str) -> None:

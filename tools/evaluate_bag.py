@@ -9,6 +9,7 @@ from bevperception.errors import importing, run_program
 
 with importing():
     from bevperception.files import check_output_file, output_folder
+    from bevperception.ranges import Range, add_number
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -23,8 +24,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--split", required=True, help="whose scenes were played")
     parser.add_argument("--out", required=True, help="folder for metrics.json and the submission")
     parser.add_argument("--video", help="MP4 file to write as well")
-    parser.add_argument("--fps", type=float, default=2.0, help="pictures a second of the video")
-    parser.add_argument("--score-threshold", type=float, default=0.3, help="of boxes in the video")
+    add_number(parser, "--fps", float, Range(0.1, 240.0), default=2.0, help="pictures a second of the video")
+    add_number(parser, "--score-threshold", float, Range(0.0, 1.0), default=0.3, help="of boxes in the video")
     return parser.parse_args(argv)
 
 

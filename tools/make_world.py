@@ -27,6 +27,7 @@ with importing():
         parse_size,
     )
     from bevperception.data.world.writer import finished_scenes, partial_folder
+    from bevperception.ranges import Range, add_number, rules_of
 
 EXAMPLES = f"""examples:
   a world to train on:                 tools/make_world.py --scenes 120 --seed 7 --size 400x225 out/world
@@ -48,11 +49,34 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+    def world_range(name: str) -> Range:
+        return next(rule for rule in rules_of(WorldConfig, name) if isinstance(rule, Range))
+
     parser.add_argument("root", type=Path, help="data root to make")
-    parser.add_argument("--scenes", type=int, default=default.scenes, help="number of scenes (%(default)s)")
-    parser.add_argument("--seed", type=int, default=default.seed, help="of everything random (%(default)s)")
-    parser.add_argument(
-        "--frames", type=int, default=default.frames, help="key frames a scene, at 2 Hz (%(default)s)"
+    add_number(
+        parser,
+        "--scenes",
+        int,
+        world_range("scenes"),
+        default=default.scenes,
+        help="number of scenes (%(default)s)",
+    )
+    add_number(
+        parser,
+        "--seed",
+        int,
+        world_range("seed"),
+        default=default.seed,
+        help="of everything random (%(default)s)",
+    )
+    add_number(
+        parser,
+        "--frames",
+        int,
+        world_range("frames"),
+        default=default.frames,
+        help="key frames a scene, at 2 Hz (%(default)s)",
     )
     parser.add_argument(
         "--size", default="1600x900", help="of the images, WIDTHxHEIGHT, 16k x 9k pixels (%(default)s)"
@@ -63,18 +87,27 @@ def build_parser() -> argparse.ArgumentParser:
         default=default.version,
         help=f"{WORLD_VERSION}, or {MINI_VERSION} with the scene names of nuScenes' mini set (%(default)s)",
     )
-    parser.add_argument(
+    add_number(
+        parser,
         "--val-share",
-        type=float,
+        float,
+        world_range("val_share"),
         default=default.val_share,
         help="of the scenes, the last ones (%(default)s)",
     )
-    parser.add_argument(
-        "--jpeg-quality", type=int, default=default.jpeg_quality, help="1 to 100 (%(default)s)"
+    add_number(
+        parser,
+        "--jpeg-quality",
+        int,
+        world_range("jpeg_quality"),
+        default=default.jpeg_quality,
+        help="of the images (%(default)s)",
     )
-    parser.add_argument(
+    add_number(
+        parser,
         "--workers",
-        type=int,
+        int,
+        Range(0, 1024),
         default=os.cpu_count() or 1,
         help="processes; the result is the same (%(default)s)",
     )

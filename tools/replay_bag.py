@@ -13,6 +13,9 @@ from typing import Any
 
 from bevperception.errors import BevError, ConfigError, importing, run_program
 
+with importing():
+    from bevperception.ranges import Range, add_number
+
 _SETTLING_S = 0.5
 """Between the last match of publisher and subscriber and the first message."""
 
@@ -27,26 +30,38 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("bag", help="folder of a rosbag2 (mcap or sqlite3)")
-    parser.add_argument(
-        "--rate", type=float, default=1.0, help="2 plays twice as fast; 0 as fast as possible"
+    add_number(
+        parser,
+        "--rate",
+        float,
+        Range(0.0, 1000.0),
+        default=1.0,
+        help="2 plays twice as fast; 0 as fast as possible",
     )
-    parser.add_argument("--loops", type=int, default=1, help="how often; 0 for ever")
+    add_number(parser, "--loops", int, Range(0, 1_000_000), default=1, help="how often; 0 for ever")
     parser.add_argument("--continuous", action="store_true", help="stamps go on from loop to loop")
-    parser.add_argument("--start", type=float, default=0.0, help="begin so many seconds into the bag")
+    add_number(
+        parser, "--start", float, Range(0.0, 1e9), default=0.0, help="begin so many seconds into the bag"
+    )
     parser.add_argument("--topics", nargs="*", default=[], help="only these topics")
     parser.add_argument("--fault", action="append", default=[], help="KIND:TARGET:FROM:TO[:VALUE], see below")
-    parser.add_argument("--seed", type=int, default=0, help="of random faults")
-    parser.add_argument("--clock-hz", type=float, default=50.0, help="rate of /clock; 0 for none")
+    add_number(parser, "--seed", int, Range(0, 2**63 - 1), default=0, help="of random faults")
+    add_number(
+        parser, "--clock-hz", float, Range(0.0, 10_000.0), default=50.0, help="rate of /clock; 0 for none"
+    )
     parser.add_argument(
         "--remap", action="append", default=[], metavar="FROM:=TO", help="publish a topic under another name"
     )
     parser.add_argument("--reliable", action="store_true", help="images reliably, not at best effort")
-    parser.add_argument(
-        "--wait-for", type=float, default=0.0, help="wait so long for a subscriber of every image topic"
+    add_number(
+        parser,
+        "--wait-for",
+        float,
+        Range(0.0, 86_400.0),
+        default=0.0,
+        help="wait so long for a subscriber of every image topic",
     )
     options = parser.parse_args(argv)
-    if options.rate < 0:
-        raise ConfigError(f"--rate must not be negative, got {options.rate}")
     for remap in options.remap:
         if ":=" not in remap:
             raise ConfigError(f"--remap is written FROM:=TO, got {remap!r}")

@@ -15,11 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bevperception.errors import BevError, ConfigError, importing, run_program
+from bevperception.errors import BevError, importing, run_program
 
 with importing():
     from bevperception.files import output_folder
     from bevperception.processes import run_beside
+    from bevperception.ranges import Range, add_number
 
 VERSION, SPLIT = "v1.0-demo", "demo"
 
@@ -36,14 +37,25 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--version", required=True, help="of its tables")
     parser.add_argument("--scene", help="name of the scene; default: the last one")
     parser.add_argument("--out", default="out/ros-demo", help="folder for what it makes (%(default)s)")
-    parser.add_argument("--sets-per-second", type=float, default=5.0, help="of six images (%(default)s)")
-    parser.add_argument("--key-frames", type=int, default=40, help="of the scene, at most (%(default)s)")
+    add_number(
+        parser,
+        "--sets-per-second",
+        float,
+        Range(0.01, 1000.0),
+        default=5.0,
+        help="of six images (%(default)s)",
+    )
+    add_number(
+        parser,
+        "--key-frames",
+        int,
+        Range(2, 1_000_000),
+        default=40,
+        help="of the scene, at most (%(default)s)",
+    )
     parser.add_argument("--precision", default="auto", help="auto, 32-true or bf16-mixed (%(default)s)")
-    parser.add_argument("--domain", type=int, default=73, help="ROS domain (%(default)s)")
-    options = parser.parse_args(argv)
-    if options.sets_per_second <= 0 or options.key_frames < 2:
-        raise ConfigError("--sets-per-second must be positive and --key-frames at least 2")
-    return options
+    add_number(parser, "--domain", int, Range(0, 232), default=73, help="ROS domain (%(default)s)")
+    return parser.parse_args(argv)
 
 
 def show(*command: str) -> None:

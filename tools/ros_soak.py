@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bevperception.errors import BevError, ConfigError, importing, run_program
+from bevperception.errors import BevError, importing, run_program
 
 with importing():
     from bevperception.files import output_folder, write_json
+    from bevperception.ranges import Range, add_number
 
 SETTLED_S = 120.0
 """Memory is compared with what it was after this long."""
@@ -32,18 +33,20 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--weights", required=True, help="weights.safetensors, a run's folder or the name of shipped weights"
     )
-    parser.add_argument("--minutes", type=float, default=15.0, help="how long (%(default)s)")
-    parser.add_argument(
-        "--rate", type=float, default=2.5, help="2.5 plays 2 Hz key frames at 5 Hz (%(default)s)"
+    add_number(parser, "--minutes", float, Range(0.01, 10_000.0), default=15.0, help="how long (%(default)s)")
+    add_number(
+        parser,
+        "--rate",
+        float,
+        Range(0.01, 1000.0),
+        default=2.5,
+        help="2.5 plays 2 Hz key frames at 5 Hz (%(default)s)",
     )
     parser.add_argument("--precision", default="auto", help="auto, 32-true or bf16-mixed (%(default)s)")
     parser.add_argument("--fault", action="append", default=[], help="as for tools/replay_bag.py")
     parser.add_argument("--out", default="out/ros-soak", help="folder for logs and report.json (%(default)s)")
-    parser.add_argument("--domain", type=int, default=74, help="ROS domain (%(default)s)")
-    options = parser.parse_args(argv)
-    if options.minutes <= 0 or options.rate <= 0:
-        raise ConfigError("--minutes and --rate must be positive")
-    return options
+    add_number(parser, "--domain", int, Range(0, 232), default=74, help="ROS domain (%(default)s)")
+    return parser.parse_args(argv)
 
 
 def watch(replay: subprocess.Popen[bytes], node_pid: int, seconds: float) -> list[tuple[float, float]]:

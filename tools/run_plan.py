@@ -9,6 +9,7 @@ from bevperception.errors import ConfigError, importing, run_program
 
 with importing():
     from bevperception.files import output_folder
+    from bevperception.ranges import Range, add_number
 
 
 def main() -> None:
@@ -21,14 +22,12 @@ def main() -> None:
     )
     parser.add_argument("plan", type=Path, help="YAML file, see configs/plans/")
     parser.add_argument("--out", type=Path, required=True, help="a folder a run, and table.md")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
+    add_number(parser, "--jobs", int, Range(1, 1024), default=1, help="runs side by side (1)")
     parser.add_argument("--only", metavar="NAME,...", help="these runs alone")
     options, extra = parser.parse_known_args()
     with importing():  # after mistakes have been said, as it takes long
         from bevperception.training.plan import RECORD_FOLDER, TABLE_NAME, read_plan, run_plan
 
-    if options.jobs < 1:
-        raise ConfigError(f"--jobs must be at least 1, got {options.jobs}")
     runs = read_plan(options.plan)
     if options.only:
         wanted = options.only.split(",")

@@ -28,7 +28,7 @@ with importing():
     from bevperception.files import check_output_file
     from bevperception.inference import StreamingPredictor
     from bevperception.names import check_name
-    from bevperception.ranges import Range, number
+    from bevperception.ranges import Range, add_number
     from bevperception.visualization.bev import SegmentationLayers
     from bevperception.visualization.compose import RANGE_M, WIDTH_PX, Opinion, PictureStyle
     from bevperception.visualization.samples import SamplePainter, boxes_of_submission
@@ -67,8 +67,7 @@ def build_parser() -> ConfigParser:
         ("width", int, 1600, WIDTH_PX, "of the picture in pixels"),
         ("fps", float, 2.0, Range(0.1, 240.0), "pictures a second; key frames come at 2"),
     ):
-        help_text = f"{text} ({rule})"
-        parser.add_argument(f"--{name}", type=number(kind, rule), default=default, help=help_text)
+        add_number(parser, f"--{name}", kind, rule, default=default, help=text)
     return parser
 
 

@@ -16,6 +16,7 @@ from bevperception.data.loading import Failure, build_loader
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError
 from bevperception.models.bevformer import BEVFormer
+from bevperception.ranges import Range, add_number
 from bevperception.structures import Batch
 from bevperception.training.experiment import build_model
 from bevperception.training.module import in_single_precision, normalised, recall
@@ -117,12 +118,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "tools/benchmark.py data",
     )
     parser.add_argument("--workers", type=str, default="0,2", help="loader processes, comma-separated")
-    parser.add_argument("--batches", type=int, default=20, help="batches to read without training")
-    parser.add_argument("--steps", type=int, default=10, help="training steps")
-    parser.add_argument("--threads", type=int, default=2, help="threads of the training process")
+    add_number(
+        parser, "--batches", int, Range(1, 1_000_000), default=20, help="batches to read without training"
+    )
+    add_number(parser, "--steps", int, Range(1, 1_000_000), default=10, help="training steps")
+    add_number(parser, "--threads", int, Range(1, 1024), default=2, help="threads of the training process")
     config, options = parser.parse_experiment(argv)
-    if min(options.batches, options.steps, options.threads) < 1:
-        raise ConfigError("--batches, --steps and --threads must be at least 1")
     try:
         workers = [int(part) for part in options.workers.split(",")]
     except ValueError:

@@ -17,6 +17,7 @@ from bevperception.config import ExperimentConfig
 from bevperception.errors import ConfigError
 from bevperception.inference import StreamingPredictor
 from bevperception.models.precision import Precision
+from bevperception.ranges import Range, add_number
 from bevperception.structures import CameraFrames
 
 PRECISIONS = get_args(Precision)
@@ -106,8 +107,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = [precision for precision in precisions if precision not in PRECISIONS]
     if unknown:
         raise ConfigError(f"--precision takes {', '.join(PRECISIONS)}, got {', '.join(unknown)}")
-    if min(options.threads, options.frames) < 1 or options.warmup < 0:
-        raise ConfigError("--threads and --frames must be at least 1, --warmup at least 0")
     torch.set_num_threads(options.threads)
     candidates, drives = [], []
     for name in names:
@@ -141,8 +140,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", required=True, help="files, folders or shipped names, comma-separated")
     parser.add_argument("--precision", default="32-true", help=f"of {', '.join(PRECISIONS)}, comma-separated")
     parser.add_argument("--data-root", help="frames of this data set's val_split instead of noise")
-    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch and of the operators (2)")
-    parser.add_argument("--frames", type=int, default=40, help="frames that count, two a second (40)")
-    parser.add_argument("--warmup", type=int, default=10, help="frames before them, which fill memories (10)")
+    add_number(
+        parser,
+        "--threads",
+        int,
+        Range(1, 1024),
+        default=2,
+        help="threads of PyTorch and of the operators (2)",
+    )
+    add_number(
+        parser, "--frames", int, Range(1, 1_000_000), default=40, help="frames that count, two a second (40)"
+    )
+    add_number(
+        parser,
+        "--warmup",
+        int,
+        Range(0, 1_000_000),
+        default=10,
+        help="frames before them, which fill memories (10)",
+    )
     parser.add_argument("--compiled", action="store_true", help="backbone and neck through torch.compile")
     return parser

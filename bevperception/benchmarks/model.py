@@ -19,6 +19,7 @@ from bevperception.config_io import ConfigParser
 from bevperception.errors import ConfigError
 from bevperception.ops import backend_report
 from bevperception.ops.backend import HOW_TO_BUILD
+from bevperception.ranges import Range, add_number
 
 FreedMemory = Literal["auto", "keep", "return"]
 TRANSFORMER = ("encoder", "decoder")
@@ -144,12 +145,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "the system, as the C library does by itself and so the published code; auto: native keeps, the "
         "reference returns",
     )
-    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch and of the operators")
-    parser.add_argument("--warmup", type=int, default=1, help="forwards with each backend that do not count")
-    parser.add_argument("--repeats", type=int, default=5, help="forwards whose median counts")
+    add_number(
+        parser, "--threads", int, Range(1, 1024), default=2, help="threads of PyTorch and of the operators"
+    )
+    add_number(
+        parser,
+        "--warmup",
+        int,
+        Range(0, 1_000_000),
+        default=1,
+        help="forwards with each backend that do not count",
+    )
+    add_number(parser, "--repeats", int, Range(1, 1_000_000), default=5, help="forwards whose median counts")
     config, options = parser.parse_experiment(argv)
-    if min(options.threads, options.repeats) < 1 or options.warmup < 0:
-        raise ConfigError("--threads and --repeats must be at least 1, --warmup at least 0")
     settings = [
         Setting(backend, options.threads, keeps_memory(options.freed_memory, backend))
         for backend in chosen_backends(options.backend)

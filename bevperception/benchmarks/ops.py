@@ -20,11 +20,12 @@ from bevperception.benchmarks.ops_cases import CASES
 from bevperception.benchmarks.ops_worker import KEEP, PEERS, PUBLISHED, RETURN
 from bevperception.benchmarks.roofline import Machine, Work, forward_work, measure_machine
 from bevperception.benchmarks.timing import median_ms
-from bevperception.errors import BevError, ConfigError
+from bevperception.errors import BevError
 from bevperception.files import check_output_file, write_json
 from bevperception.ops import backend_report
 from bevperception.ops.native import ISA_VARIABLE
 from bevperception.processes import interrupts_held
+from bevperception.ranges import Range, add_number
 
 DESCRIPTION = """\
 Time the native operators, the plain-PyTorch grid_sample reference and every installed PyPI peer
@@ -347,15 +348,27 @@ def build_parser(program: str) -> argparse.ArgumentParser:
         default=competitors,
         help=f"comma-separated, of {', '.join(competitors)}; default: all that are installed",
     )
-    parser.add_argument(
-        "--threads", type=int, default=torch.get_num_threads(), help="default: PyTorch's, here %(default)s"
+    add_number(
+        parser,
+        "--threads",
+        int,
+        Range(1, 1024),
+        default=torch.get_num_threads(),
+        help="default: PyTorch's, here %(default)s",
     )
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="turns of every competitor; default %(default)s"
+    add_number(
+        parser,
+        "--rounds",
+        int,
+        Range(1, 1_000_000),
+        default=5,
+        help="turns of every competitor; default %(default)s",
     )
-    parser.add_argument(
+    add_number(
+        parser,
         "--seconds",
-        type=float,
+        float,
+        Range(0.0, 3600.0),
         default=0.3,
         help="shortest time of a turn, for each measurement; at least 3 calls; default %(default)s",
     )
@@ -381,8 +394,6 @@ def main(arguments: Sequence[str]) -> int:
         BevError: a competitor's process failed, or an option is impossible.
     """
     options = build_parser("tools/benchmark.py ops").parse_args(arguments)
-    if min(options.threads, options.rounds) < 1:
-        raise ConfigError(f"--threads {options.threads} and --rounds {options.rounds} must be at least 1")
     if options.json:
         check_output_file(options.json)
     print(format_header(options), flush=True)

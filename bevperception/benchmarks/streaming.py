@@ -19,6 +19,7 @@ from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError
 from bevperception.geometry import planar_pose
 from bevperception.models.bevformer import BEVFormer
+from bevperception.ranges import Range, add_number
 from bevperception.structures import BEVMemory, CameraFrames, ModelOutputs
 
 _STEP_S, _STEP_M, _STEP_RAD = 0.5, 3.0, 0.03
@@ -191,14 +192,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = ConfigParser("Time per frame by length of history.", "tools/benchmark.py streaming")
     parser.add_argument("--history", type=str, default="1,8", help="numbers of past frames, comma-separated")
-    parser.add_argument("--frames", type=int, default=20, help="frames of the drive")
+    add_number(parser, "--frames", int, Range(1, 1_000_000), default=20, help="frames of the drive")
     parser.add_argument(
         "--images",
         choices=("random", "data"),
         default="random",
         help="noise, or data.val_split's first scene",
     )
-    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch and of the operators")
+    add_number(
+        parser, "--threads", int, Range(1, 1024), default=2, help="threads of PyTorch and of the operators"
+    )
     parser.add_argument(
         "--recompute",
         choices=("yes", "no"),

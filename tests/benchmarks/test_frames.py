@@ -68,8 +68,8 @@ def test_the_program(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("options", "message"),
     [
         (["--precision=fp8"], "--precision takes 32-true, .* got fp8"),
-        (["--frames=0"], "must be at least 1"),
-        (["--warmup=-1"], "at least 0"),
+        (["--frames=0"], "--frames must be 1 to 1000000, got 0"),
+        (["--warmup=-1"], "--warmup must be 0 to 1000000, got -1"),
     ],
 )
 def test_wrong_options(weights: Path, options: list[str], message: str) -> None:

@@ -304,7 +304,7 @@ def test_history_encoded_in_the_current_frame_is_not_warped() -> None:
 
 
 def test_settings_that_contradict() -> None:
-    with pytest.raises(ConfigError, match=r"temporal\.past must not be negative"):
+    with pytest.raises(ConfigError, match=r"temporal\.past must be 0 to 1000, got -"):
         TemporalConfig(past=-1)
     config = tiny_config(can_bus=True)
     with pytest.raises(ConfigError, match=r"temporal\.mode=fusion goes without"):

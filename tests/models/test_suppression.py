@@ -70,6 +70,5 @@ def test_the_model_decodes_without_doubles_where_it_is_asked_to() -> None:
 
 
 def test_a_negative_share_is_refused() -> None:
-    detection = dataclasses.replace(tiny_config().detection, merge_share=-0.1)
     with pytest.raises(ConfigError, match=r"merge_share must be 0 to 100, got -0\.1"):
-        dataclasses.replace(tiny_config(), detection=detection)
+        dataclasses.replace(tiny_config().detection, merge_share=-0.1)

@@ -105,7 +105,7 @@ def test_the_bound_is_the_longer_of_memory_and_arithmetic() -> None:
 def test_impossible_options_are_refused_without_a_traceback() -> None:
     for arguments, message in (
         (("ops", "--cases", "i,nine"), "unknown ['nine']"),
-        (("ops", "--rounds", "0"), "--rounds 0 must be at least 1"),
+        (("ops", "--rounds", "0"), "--rounds must be 1 to 1000000, got 0"),
         (("speed",), "no subcommand 'speed'"),
     ):
         done = run(*arguments)
