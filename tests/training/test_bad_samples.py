@@ -131,11 +131,11 @@ def test_slots_are_apart_and_turns_too(
 @pytest.mark.parametrize("workers", [0, 2])
 def test_queues_replace_bad_samples_by_any_others(workers: int, tmp_path: Path) -> None:
     """The sample after a bad one is not seen more often than the rest."""
-    config = tiny_config(batch_size=10, steps=40)
+    config = tiny_config(batch_size=20, steps=20)
     config.data.bad_samples, config.data.workers = "skip", workers
     model = Diary(20)
     train(config, model, TinySource(20, history=1, bad=frozenset({5, 6, 19})), no_evaluation, tmp_path)
-    assert all(len(batch) == 10 for batch in model.seen)
+    assert all(len(batch) == 20 for batch in model.seen)
     often = Counter(index for batch in model.seen for index, _ in batch)
     assert set(often) == set(range(20)) - {5, 6, 19}
     assert sum(often.values()) == 400
