@@ -14,6 +14,7 @@ from bevperception.config_io import ConfigParser, load_config
 from bevperception.data.splits import custom_splits
 from bevperception.documents import parse_json, parse_yaml, read_json, read_yaml
 from bevperception.errors import BevError, ConfigError, DataError
+from bevperception.evaluation.submission import read_submission
 from bevperception.streaming.rig import read_mounts
 from bevperception.training.plan import Run, read_plan
 from bevperception.training.record import record
@@ -96,6 +97,8 @@ def test_hostile_json_is_refused_by_every_reader(text: str, tmp_path: Path) -> N
     (tmp_path / "splits.json").write_text(text)
     (tmp_path / "card.json").write_text(text)
     (tmp_path / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match=r"submission .*card\.json is not valid JSON"):
+        read_submission(tmp_path / "card.json")
     with pytest.raises(DataError, match=r"splits\.json is not valid JSON"):
         custom_splits(tmp_path)
     with pytest.raises(DataError, match=r"card of run .* is not valid JSON"):

@@ -5,7 +5,6 @@ Format: nuScenes devkit, python-sdk/nuscenes/eval/detection/README.md.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bevperception.data.conventions import devkit_size, yaw_quaternion
+from bevperception.documents import read_json
 from bevperception.errors import DataError
 from bevperception.files import write_json
 from bevperception.geometry import transform_boxes
@@ -23,6 +23,8 @@ from bevperception.taxonomy import DEFAULT_ATTRIBUTES, DETECTION_CLASSES
 
 MAX_BOXES = 500
 """The evaluation refuses more boxes a sample."""
+MOST_BYTES = 4 * 1024**3
+"""Of a submission that is read; 500 boxes in each of the 6019 validation samples take about 1.5 GB."""
 MOVING_SPEED_M_S = 0.2
 """Boxes faster than this get the attribute of a moving object (mmdet3d 0.17, nuscenes_dataset.py)."""
 SUBMISSION_META = {
@@ -103,12 +105,7 @@ def read_submission(path: Path) -> dict[str, list[SubmissionBox]]:
     Raises:
         DataError: if the file is missing or not a submission.
     """
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise DataError(f"cannot read submission {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"submission {path} is not valid JSON: {error}") from error
+    content = read_json(path, f"submission {path}", DataError, MOST_BYTES)
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         raise DataError(f"{path} is no nuScenes submission: it has no 'results' by sample token")
     results: dict[str, list[SubmissionBox]] = content["results"]
