@@ -30,7 +30,7 @@ def check_name(value: object, what: str, error: Callable[[str], BevError] = Data
         BevError: of the kind asked for: it is no text, empty, too long, or has characters that would make a
             path of it.
     """
-    if not isinstance(value, str) or not _is_name(value):
+    if not isinstance(value, str) or not is_name(value):
         raise error(
             f"{what} {_shown(value)} is no name: it must have 1 to {MOST_CHARACTERS} printable characters, "
             "no slash, and no dot at the beginning\nlikely cause: damaged or hostile data"
@@ -52,13 +52,24 @@ def file_inside(root: Path, name: object, what: str, error: Callable[[str], BevE
     Raises:
         BevError: of the kind asked for: it is no text, or would leave the root.
     """
-    path = PurePosixPath(name) if isinstance(name, str) and name.isprintable() else PurePosixPath("")
-    if not path.parts or path.is_absolute() or ".." in path.parts:
+    if not isinstance(name, str) or not is_inside(name):
         raise error(
             f"{what} {_shown(name)} must name a file inside {root}, without '..'\n"
             "likely cause: damaged or hostile data"
         )
-    return root / path
+    return root / name
+
+
+def is_name(value: str) -> bool:
+    """Whether a file can be named after a text, see :func:`check_name`."""
+    plain = value.isprintable() and "/" not in value and "\\" not in value
+    return plain and 0 < len(value.encode()) <= MOST_CHARACTERS and not value.startswith(".")
+
+
+def is_inside(name: str) -> bool:
+    """Whether a text names a file below a root, see :func:`file_inside`."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and name.isprintable() and not name.startswith("/") and ".." not in parts
 
 
 def read_file(path: Path, most_bytes: int, what: str, error: Callable[[str], BevError] = DataError) -> bytes:
@@ -92,11 +103,6 @@ def read_file(path: Path, most_bytes: int, what: str, error: Callable[[str], Bev
         raise error(f"cannot read {what} {path}: {problem.strerror}") from problem
     except ValueError as problem:  # a NUL character in the path
         raise error(f"cannot read {what} {_shown(str(path))}: {problem}") from problem
-
-
-def _is_name(value: str) -> bool:
-    plain = value.isprintable() and "/" not in value and "\\" not in value
-    return plain and 0 < len(value.encode()) <= MOST_CHARACTERS and not value.startswith(".")
 
 
 def _shown(value: object) -> str:

@@ -30,9 +30,9 @@ from bevperception.data.table_rules import (
     Tables,
     bad_rows,
     column_of,
+    file_token,
     intrinsics,
     is_good,
-    name,
     table_rules,
 )
 
@@ -134,7 +134,7 @@ class _Check:
         """Every record needs a token of its own; of several records with one token the first stays."""
         records = self.tables[table]
         column = self._column(table, "token")
-        rule = name()
+        rule = file_token()
         unnamed = [self._fault(table, records[row], "token", rule) for row in bad_rows(rule, column)]
         if unnamed:
             # No link can lead to such a record, so nobody can say what it belongs to.

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from bevperception.geometry import MAX_COORDINATE_M, is_valid_intrinsics
+from bevperception.names import MOST_CHARACTERS, is_inside, is_name
 
 Record = dict[str, Any]
 Tables = dict[str, list[Record]]
@@ -37,6 +38,7 @@ VISIBILITY: Final = ("", "1", "2", "3", "4")
 
 _WRITER: Final = "the program that wrote the table left it out or wrote another type"
 _MIXED: Final = "the tables come from different downloads, or one was cut short"
+_HOSTILE: Final = "the table was damaged, or made to reach other files of this machine"
 _NUMBERS: Final = "a calibration, localisation or conversion failed"
 
 
@@ -127,6 +129,29 @@ def name() -> Rule:
     return Rule(
         "a text of printable characters", lambda column: "".join(column).isprintable() and all(column)
     )
+
+
+def file_token() -> Rule:
+    """A text that files can be named after."""
+    return Rule(
+        f"1 to {MOST_CHARACTERS} printable characters without a slash or a dot at the beginning",
+        lambda column: "".join(column).isprintable() and all(map(is_name, column)),
+        _HOSTILE,
+    )
+
+
+def file_name() -> Rule:
+    """The name of a file below the data root."""
+
+    def holds(column: Sequence[Any]) -> bool:
+        if not "".join(column).isprintable():
+            return False
+        # Taking millions of names apart takes seconds, and hardly any has two dots.
+        return all(
+            is_inside(name) for name in column if ".." in name or not name.strip("./") or name[0] == "/"
+        )
+
+    return Rule("the name of a file inside the data root, without '..'", holds, _HOSTILE)
 
 
 def link() -> Rule:
@@ -246,7 +271,7 @@ def table_rules(table: str, sound: Mapping[str, Collection[str]]) -> dict[str, R
         "visibility": {},
         "sensor": {"channel": name(), "modality": name()},
         "log": {"location": name()},
-        "map": {"log_tokens": names(), "filename": name()},
+        "map": {"log_tokens": names(), "filename": file_name()},
         "scene": {"name": name(), "log_token": reference("log", sound.get("log", ()))},
         "sample": {"scene_token": reference("scene", sound.get("scene", ()))},
         "instance": {"category_token": reference("category", sound.get("category", ()))},
@@ -262,7 +287,7 @@ def table_rules(table: str, sound: Mapping[str, Collection[str]]) -> dict[str, R
             "ego_pose_token": reference("ego_pose", sound.get("ego_pose", ())),
             "timestamp": time,
             "is_key_frame": flag(),
-            "filename": name(),
+            "filename": file_name(),
         },
         "sample_annotation": {
             "sample_token": reference("sample", sound.get("sample", ())),

@@ -194,7 +194,7 @@ LOSSES: dict[str, tuple[Callable[[Tables], None], list[str], str]] = {
     ),
     "no width": (edit("sample_data", 5, width=0), SCENE[1:2], "width must be a whole number from 1"),
     "another width": (edit("sample_data", 5, width=320), SCENE[1:2], "as its camera's others, got (320, 90)"),
-    "no file": (edit("sample_data", 5, filename=""), SCENE[1:2], "filename must be a text"),
+    "no file": (edit("sample_data", 5, filename=""), SCENE[1:2], "filename must be the name of a file"),
     "file of another sensor": (
         lambda t: record(t, "sample_data", 5).update(filename=record(t, "sample_data", 1)["filename"]),
         SCENE[1:2],
@@ -333,7 +333,7 @@ def test_damage_to_a_sensor_that_nobody_asks_for_costs_nothing(damaged: DamagedR
 
 
 FATAL: dict[str, tuple[Callable[[Tables], None], str]] = {
-    "missing token": (edit("sample", 0, token=...), "sample.json, record nothing .*: token must be a text"),
+    "missing token": (edit("sample", 0, token=...), "sample.json, record nothing .*: token must be 1 to 200"),
     "sample twice": (repeat("sample", 0), "record 'sample-0000': token is that of an earlier record too"),
     "box of no sample": (
         edit("sample_annotation", 0, sample_token="x"),
@@ -362,7 +362,7 @@ FATAL: dict[str, tuple[Callable[[Tables], None], str]] = {
         edit("map", 0, log_tokens=[]),
         "log.json, record 'log-0000': token is in the log_tokens of no",
     ),
-    "map of nothing": (edit("map", 0, filename=None), "'map-0000': filename must be a text"),
+    "map of nothing": (edit("map", 0, filename=None), "'map-0000': filename must be the name of a file"),
     "no map": (lambda t: t.update(map=[]), "is in the log_tokens of no record of map.json"),
     "list of lists": (
         lambda t: t.update(sample=[[1], [2]]),

@@ -16,6 +16,8 @@ from bevperception.data.table_rules import (
     bad_rows,
     box_size,
     column_of,
+    file_name,
+    file_token,
     flag,
     intrinsics,
     is_good,
@@ -35,6 +37,16 @@ NAN, INF = math.nan, math.inf
 LENS = [[90.0, 0.0, 80.0], [0, 90, 45], [0, 0, 1]]
 CASES: list[tuple[Rule, list[Any], list[Any]]] = [
     (name(), ["a", "über", "n015+0800"], ["", "a\nb", "\ud800", "\0"]),
+    (
+        file_token(),
+        ["a", "ca9a282c9e77", "über.a"],
+        ["", "..", ".a", "../../x", "a/b", "a\\b", "x" * 201, "\ud800"],
+    ),
+    (
+        file_name(),
+        ["samples/a.jpg", "a..b/..c"],
+        ["", ".", "..", "/dev/zero", "a/../b", "../a", "a/..", "a\n"],
+    ),
     (link(), ["", "a"], ["\n"]),
     (names(), [[], ["a", ""]], [["\ud800"], [1], [["a"]], "ab"]),
     (one_of(["", "1"]), ["", "1"], ["2"]),
