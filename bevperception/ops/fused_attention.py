@@ -251,6 +251,14 @@ def _check_rows(maps: int, count: int, references: Tensor, rows: CompressedRows 
                 "Does the batch of the queries fit that of the maps?",
             )
         return
+    if any(t.device != references.device or t.dtype != torch.int64 for t in (rows.row_start, rows.map_of)):
+        raise misfit(
+            f"{_NAME}: row_start and map_of must be int64 and on the device of the other tensors "
+            f"({references.device})",
+            f"row_start {rows.row_start.dtype} on {rows.row_start.device}, "
+            f"map_of {rows.map_of.dtype} on {rows.map_of.device}",
+            "Were the rows not moved with the model?",
+        )
     if rows.row_start.shape != (count + 1,) or rows.map_of.dim() != 1:
         raise misfit(
             f"{_NAME}: row_start must have shape ({count + 1},) and map_of one dimension",

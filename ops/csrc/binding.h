@@ -46,9 +46,14 @@ inline Tensor empty_result(const Tensor& like, const std::vector<int64_t>& shape
   return result;
 }
 
-inline Tensor empty_result(const Tensor& like) {
+inline Tensor empty_result_like(const Tensor& like) {
   const auto sizes = like.sizes();
   return empty_result(like, std::vector<int64_t>(sizes.begin(), sizes.end()));
+}
+
+// For results of nothing: where a size is zero no kernel writes, or each writes a part.
+inline Tensor zero_result(const Tensor& like, const std::vector<int64_t>& shape) {
+  return torch::stable::new_zeros(like, shape);
 }
 
 inline void require_same_dtype(const char* op, std::initializer_list<const Tensor*> tensors) {

@@ -40,8 +40,9 @@ Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, in
   const Arguments arguments = arguments_of(
       input, offset, mask, {kernel_size, stride, padding, dilation, groups, offset_scale, remove_center});
   const Dcnv3Sizes& sizes = arguments.sizes;
-  Tensor output = empty_result(input, {sizes.batch, sizes.out_height, sizes.out_width, input.size(3)});
-  if (output.numel() == 0) return output;
+  const std::vector<int64_t> output_shape = {sizes.batch, sizes.out_height, sizes.out_width, input.size(3)};
+  if (arguments.samples_nothing()) return zero_result(input, output_shape);
+  Tensor output = empty_result(input, output_shape);
   with_dtype(input, [&](auto zero) {
     using T = decltype(zero);
     const auto problem = arguments.problem<T>();
@@ -70,9 +71,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
   require_shape(kName, "the output's gradient", output_gradient,
                 {sizes.batch, sizes.out_height, sizes.out_width, input.size(3)});
   const Tensor gradient = torch::stable::contiguous(output_gradient);
-  Tensor input_gradient = empty_result(input, {sizes.batch, sizes.height, sizes.width, input.size(3)});
-  Tensor offset_gradient = empty_result(input, {sizes.batch, sizes.out_height, sizes.out_width, offset.size(3)});
-  Tensor mask_gradient = empty_result(input, {sizes.batch, sizes.out_height, sizes.out_width, mask.size(3)});
+  const auto result = arguments.samples_nothing() ? zero_result : empty_result;
+  Tensor input_gradient = result(input, {sizes.batch, sizes.height, sizes.width, input.size(3)});
+  Tensor offset_gradient = result(input, {sizes.batch, sizes.out_height, sizes.out_width, offset.size(3)});
+  Tensor mask_gradient = result(input, {sizes.batch, sizes.out_height, sizes.out_width, mask.size(3)});
+  if (arguments.samples_nothing()) return {input_gradient, offset_gradient, mask_gradient};
   with_dtype(input, [&](auto zero) {
     using T = decltype(zero);
     const auto problem = arguments.problem<T>();

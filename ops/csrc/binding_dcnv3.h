@@ -24,6 +24,9 @@ struct Dcnv3Arguments {
   Dcnv3Sizes sizes;
   double offset_scale;
 
+  // Whether nothing is sampled: then the result and all gradients are zero.
+  bool samples_nothing() const { return input.numel() == 0 || mask.numel() == 0; }
+
   static Dcnv3Arguments of(const char* op, const Tensor& input, const Tensor& offset, const Tensor& mask,
                            const Dcnv3Settings& settings) {
     STD_TORCH_CHECK(input.dim() == 4, op, ": input must have 4 dimensions");

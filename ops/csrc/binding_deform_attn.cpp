@@ -80,7 +80,9 @@ Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& o
   const RowArguments arguments =
       arguments_of(value, shapes, offsets, logits, references, anchors, groups, row_start, map_of);
   const MsDeformAttnSizes& sizes = arguments.sizes;
-  Tensor output = empty_result(value, {arguments.rows(), sizes.heads * sizes.channels});
+  const std::vector<int64_t> output_shape = {arguments.rows(), sizes.heads * sizes.channels};
+  if (arguments.samples_nothing()) return zero_result(value, output_shape);
+  Tensor output = empty_result(value, output_shape);
   const int64_t work_of_row = sizes.heads * sizes.levels * sizes.points * (4 * sizes.channels + 32);
   with_dtype(value, [&](auto zero) {
     using T = decltype(zero);
@@ -141,10 +143,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& output_gradien
   require_same_dtype(kName, {&value, &output_gradient});
   require_shape(kName, "the output's gradient", output_gradient, {arguments.rows(), sizes.heads * sizes.channels});
   const Tensor gradient = torch::stable::contiguous(output_gradient);
-  Tensor value_gradient = empty_result(value, {sizes.batch, sizes.cells, sizes.heads, sizes.channels});
-  Tensor offsets_gradient = empty_result(value, {arguments.rows(), offsets.size(1)});
-  Tensor logits_gradient = empty_result(value, {arguments.rows(), logits.size(1)});
-  Tensor references_gradient = empty_result(value, {of_references ? arguments.entries() : 0, references.size(1), 2});
+  const auto result = arguments.samples_nothing() ? zero_result : empty_result;
+  Tensor value_gradient = result(value, {sizes.batch, sizes.cells, sizes.heads, sizes.channels});
+  Tensor offsets_gradient = result(value, {arguments.rows(), offsets.size(1)});
+  Tensor logits_gradient = result(value, {arguments.rows(), logits.size(1)});
+  Tensor references_gradient = result(value, {of_references ? arguments.entries() : 0, references.size(1), 2});
+  if (arguments.samples_nothing()) return {value_gradient, offsets_gradient, logits_gradient, references_gradient};
   Tensor weights = empty_result(value, {arguments.rows(), logits.size(1)});
   const int64_t work_of_head = sizes.levels * sizes.points * (4 * sizes.channels + 32);
   with_dtype(value, [&](auto zero) {

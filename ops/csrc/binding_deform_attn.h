@@ -23,6 +23,9 @@ struct DeformAttnArguments {
   int64_t rows() const { return logits.size(0); }
   int64_t entries() const { return references.size(0); }
 
+  // Whether nothing is sampled: then the result and all gradients are zero.
+  bool samples_nothing() const { return value.numel() == 0 || logits.numel() == 0 || entries() == 0; }
+
   static DeformAttnArguments of(const char* op, const Tensor& value, const std::vector<int64_t>& shapes,
                                 const Tensor& offsets, const Tensor& logits, const Tensor& references,
                                 const std::vector<int64_t>& anchors, int64_t groups,

@@ -49,7 +49,9 @@ Arguments arguments_of(const Tensor& value, const std::vector<int64_t>& shapes, 
 Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& locations, const Tensor& weights) {
   const Arguments arguments = arguments_of(value, shapes, locations, weights);
   const MsDeformAttnSizes& sizes = arguments.sizes;
-  Tensor output = empty_result(value, {sizes.batch, sizes.queries, sizes.heads * sizes.channels});
+  const std::vector<int64_t> output_shape = {sizes.batch, sizes.queries, sizes.heads * sizes.channels};
+  if (arguments.samples_nothing()) return zero_result(value, output_shape);
+  Tensor output = empty_result(value, output_shape);
   with_dtype(value, [&](auto zero) {
     using T = decltype(zero);
     const std::vector<int64_t> order = arguments.row_order<T>();
@@ -71,11 +73,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
   require_shape(kName, "the output's gradient", output_gradient,
                 {sizes.batch, sizes.queries, sizes.heads * sizes.channels});
   const Tensor gradient = torch::stable::contiguous(output_gradient);
-  Tensor value_gradient = empty_result(value, {sizes.batch, sizes.cells, sizes.heads, sizes.channels});
-  Tensor locations_gradient = empty_result(
+  const auto result = arguments.samples_nothing() ? zero_result : empty_result;
+  Tensor value_gradient = result(value, {sizes.batch, sizes.cells, sizes.heads, sizes.channels});
+  Tensor locations_gradient = result(
       value, {sizes.batch, sizes.queries, sizes.heads, sizes.levels, sizes.points, 2});
-  Tensor weights_gradient = empty_result(
-      value, {sizes.batch, sizes.queries, sizes.heads, sizes.levels, sizes.points});
+  Tensor weights_gradient = result(value, {sizes.batch, sizes.queries, sizes.heads, sizes.levels, sizes.points});
+  if (arguments.samples_nothing()) return {value_gradient, locations_gradient, weights_gradient};
   with_dtype(value, [&](auto zero) {
     using T = decltype(zero);
     const std::vector<int64_t> order = arguments.row_order<T>();

@@ -10,6 +10,11 @@ struct MsDeformAttnArguments {
   std::vector<Level> levels;
   MsDeformAttnSizes sizes;
 
+  // Whether nothing is sampled: then the result and all gradients are zero.
+  bool samples_nothing() const {
+    return value.numel() == 0 || sizes.queries == 0 || sizes.points == 0;
+  }
+
   static MsDeformAttnArguments of(const char* op, const Tensor& value, const std::vector<int64_t>& shapes,
                                   const Tensor& locations, const Tensor& weights) {
     STD_TORCH_CHECK(value.dim() == 4 && locations.dim() == 6, op, ": value must have 4 dimensions, ",

@@ -33,7 +33,7 @@ Tensor layer_norm(const Tensor& input, const Tensor& weight, const Tensor& bias,
   require_shape(kName, "the weight", weight, {channels});
   require_shape(kName, "the bias", bias, {channels});
   const Tensor rows = torch::stable::contiguous(input);
-  Tensor output = empty_result(rows);
+  Tensor output = empty_result_like(rows);
   if (rows.numel() == 0) return output;
   const Tensor factors = torch::stable::contiguous(weight), shifts = torch::stable::contiguous(bias);
   if (is_half) {
@@ -52,7 +52,7 @@ Tensor softmax(const Tensor& logits) {
   require_same_dtype(kName, {&logits});
   const int64_t length = length_of_rows(kName, logits);
   const Tensor rows = torch::stable::contiguous(logits);
-  Tensor output = empty_result(rows);
+  Tensor output = empty_result_like(rows);
   if (rows.numel() == 0) return output;
   with_dtype(rows, [&](auto zero) {
     using T = decltype(zero);

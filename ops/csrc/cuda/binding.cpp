@@ -79,24 +79,33 @@ ScalarType real_of(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// Kernels would read another device's memory at this one's addresses.
+void require_one_device(const char* op, const Tensor& map, std::initializer_list<const Tensor*> tensors) {
+  for (const Tensor* tensor : tensors) {
+    STD_TORCH_CHECK(tensor->device() == map.device(), op, ": all tensors must be on one device");
+  }
+}
+
 void require_real(const char* op, const Tensor& map, std::initializer_list<const Tensor*> tensors) {
   for (const Tensor* tensor : tensors) {
     STD_TORCH_CHECK(tensor->scalar_type() == real_of(map), op,
                     ": positions and weights must be float64 with maps of float64, else float32");
-    STD_TORCH_CHECK(tensor->device() == map.device(), op, ": all tensors must be on one device");
   }
+  require_one_device(op, map, tensors);
 }
 
 Tensor gradient_of_output(const char* op, const Tensor& gradient, const Tensor& map,
                           std::initializer_list<int64_t> shape) {
   STD_TORCH_CHECK(gradient.scalar_type() == map.scalar_type(), op, ": the output's gradient must have its dtype");
+  require_one_device(op, map, {&gradient});
   require_shape(op, "the output's gradient", gradient, shape);
   return torch::stable::contiguous(gradient);
 }
 
-Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape) {
+// Nothing is written to results of nothing (samples_nothing): they are zero from the start.
+Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, bool is_zero) {
   const std::vector<int64_t> sizes(shape);
-  return torch::stable::new_empty(like, sizes);
+  return is_zero ? torch::stable::new_zeros(like, sizes) : torch::stable::new_empty(like, sizes);
 }
 
 Tensor zeros(const Tensor& like, const std::vector<int64_t>& sizes) {
@@ -146,7 +155,10 @@ Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& l
   const auto arguments = MsDeformAttnArguments::of(kName, value, shapes, locations, weights);
   const MsDeformAttn problem = problem_of(arguments);
   const Device device(value);
-  Tensor output = empty(value, {problem.sizes.batch, problem.sizes.queries, problem.sizes.heads * problem.sizes.channels});
+  const bool is_zero = arguments.samples_nothing();
+  Tensor output = empty(value, {problem.sizes.batch, problem.sizes.queries, problem.sizes.heads * problem.sizes.channels},
+                        is_zero);
+  if (is_zero) return output;
   require_started(kName, ms_deform_attn(problem, output.data_ptr(), device.stream()));
   return output;
 }
@@ -161,8 +173,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
   const Tensor gradient =
       gradient_of_output(kName, output_gradient, value, {sizes.batch, sizes.queries, sizes.heads * sizes.channels});
   const MapGradientTensors of_value(value, {sizes.batch, sizes.cells, sizes.heads, sizes.channels}, in_order);
-  Tensor of_locations = empty(locations, {sizes.batch, sizes.queries, sizes.heads, sizes.levels, sizes.points, 2});
-  Tensor of_weights = empty(weights, {sizes.batch, sizes.queries, sizes.heads, sizes.levels, sizes.points});
+  const bool is_zero = arguments.samples_nothing();
+  Tensor of_locations =
+      empty(locations, {sizes.batch, sizes.queries, sizes.heads, sizes.levels, sizes.points, 2}, is_zero);
+  Tensor of_weights = empty(weights, {sizes.batch, sizes.queries, sizes.heads, sizes.levels, sizes.points}, is_zero);
+  if (is_zero) return {of_value.total, of_locations, of_weights};
   require_started(kName, ms_deform_attn_backward(problem, gradient.data_ptr(), of_value.pointers(),
                                                  of_locations.data_ptr(), of_weights.data_ptr(), device.stream()));
   return {of_value.total, of_locations, of_weights};
@@ -198,7 +213,10 @@ Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, in
       kName, input, offset, mask, {kernel_size, stride, padding, dilation, groups, offset_scale, remove_center});
   const Dcnv3 problem = problem_of(arguments);
   const Device device(input);
-  Tensor output = empty(input, {problem.sizes.batch, problem.sizes.out_height, problem.sizes.out_width, input.size(3)});
+  const bool is_zero = arguments.samples_nothing();
+  Tensor output = empty(
+      input, {problem.sizes.batch, problem.sizes.out_height, problem.sizes.out_width, input.size(3)}, is_zero);
+  if (is_zero) return output;
   require_started(kName, dcnv3(problem, output.data_ptr(), device.stream()));
   return output;
 }
@@ -213,8 +231,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
   const Tensor gradient = gradient_of_output(kName, output_gradient, input,
                                              {sizes.batch, sizes.out_height, sizes.out_width, input.size(3)});
   const MapGradientTensors of_input(input, {sizes.batch, sizes.height, sizes.width, input.size(3)}, in_order);
-  Tensor of_offset = empty(offset, {sizes.batch, sizes.out_height, sizes.out_width, offset.size(3)});
-  Tensor of_mask = empty(mask, {sizes.batch, sizes.out_height, sizes.out_width, mask.size(3)});
+  const bool is_zero = arguments.samples_nothing();
+  Tensor of_offset = empty(offset, {sizes.batch, sizes.out_height, sizes.out_width, offset.size(3)}, is_zero);
+  Tensor of_mask = empty(mask, {sizes.batch, sizes.out_height, sizes.out_width, mask.size(3)}, is_zero);
+  if (is_zero) return {of_input.total, of_offset, of_mask};
   require_started(kName, dcnv3_backward(problem, gradient.data_ptr(), of_input.pointers(), of_offset.data_ptr(),
                                         of_mask.data_ptr(), device.stream()));
   return {of_input.total, of_offset, of_mask};
@@ -262,6 +282,7 @@ DeformAttn problem_of(const DeformAttnArguments& arguments) {
   problem.groups = arguments.groups;
   std::copy(arguments.anchor_of.begin(), arguments.anchor_of.end(), problem.anchor_of);
   if (arguments.row_start) {
+    require_one_device(kName, arguments.value, {&*arguments.row_start, &*arguments.map_of});
     problem.row_start = data_of<int64_t>(*arguments.row_start);
     problem.map_of = data_of<int64_t>(*arguments.map_of);
   }
@@ -275,7 +296,9 @@ Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& o
                                                  row_start, map_of);
   const DeformAttn problem = problem_of(arguments);
   const Device device(value);
-  Tensor output = empty(value, {problem.rows, problem.sizes.heads * problem.sizes.channels});
+  const bool is_zero = arguments.samples_nothing();
+  Tensor output = empty(value, {problem.rows, problem.sizes.heads * problem.sizes.channels}, is_zero);
+  if (is_zero) return output;
   require_started(kName, deform_attn(problem, output.data_ptr(), device.stream()));
   return output;
 }
@@ -294,9 +317,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& output_gradien
   const Tensor gradient =
       gradient_of_output(kName, output_gradient, value, {problem.rows, sizes.heads * sizes.channels});
   Tensor of_value = zeros(value, {sizes.batch, sizes.cells, sizes.heads, sizes.channels});
-  Tensor of_offsets = empty(offsets, {problem.rows, offsets.size(1)});
-  Tensor of_logits = empty(logits, {problem.rows, logits.size(1)});
+  const bool is_zero = arguments.samples_nothing();
+  Tensor of_offsets = empty(offsets, {problem.rows, offsets.size(1)}, is_zero);
+  Tensor of_logits = empty(logits, {problem.rows, logits.size(1)}, is_zero);
   Tensor found = zeros(references, {of_references ? problem.entries : 0, problem.anchors, 2});
+  if (is_zero) return {of_value, of_offsets, of_logits, found};
   require_started(kName, deform_attn_backward(problem, gradient.data_ptr(), of_value.data_ptr(),
                                               of_offsets.data_ptr(), of_logits.data_ptr(),
                                               of_references ? found.data_ptr() : nullptr, device.stream()));
