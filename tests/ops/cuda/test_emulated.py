@@ -177,6 +177,23 @@ def test_rows_that_lie_read_nothing_else(operators: Any) -> None:
     assert found.isfinite().all()
 
 
+@pytest.mark.parametrize("channels", [0, 3])
+def test_without_channels_or_points_all_gradients_are_zero(operators: Any, channels: int) -> None:
+    points = 0 if channels else 2
+    value, locations = torch.randn(2, 12, 3, channels), torch.rand(2, 5, 3, 1, points, 2)
+    kept = [torch.full((n,), torch.nan) for n in range(4, 400, 4) for _ in range(2)]
+    del kept
+    call = (value, [3, 4], locations, torch.rand(2, 5, 3, 1, points))
+    output = operators.ms_deform_attn(*call)
+    found = operators.ms_deform_attn_backward(torch.ones_like(output), *call)
+    rows = (value, [3, 4], torch.randn(10, 6 * points), torch.randn(10, 3 * points), torch.rand(10, 1, 2))
+    settings = ([0] * points, 1, None, None)
+    gradient = torch.ones(10, 3 * channels)
+    of_rows = operators.deform_attn_backward(gradient, *rows, *settings, True)
+    for tensor in (output, *found, operators.deform_attn(*rows, *settings), *of_rows):
+        assert (tensor == 0).all()
+
+
 def test_bad_arguments_are_refused(operators: Any) -> None:
     value, locations, weights = in_types(torch.float32, *AttentionProblem().tensors())
     shapes = [4, 6, 3, 2]
