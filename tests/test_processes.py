@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -77,6 +79,18 @@ def test_tasks_give_their_results_after_a_preparation() -> None:
     with WorkerPool(1, prepare) as pool:
         assert pool.submit(prepared).result() == ["once"]
         assert pool.submit(max, 3, 5).result() == 5
+
+
+def test_workers_never_get_the_interrupt() -> None:
+    """Or they would print a traceback each before they are killed."""
+    with WorkerPool(1) as pool:
+        assert pool.submit(interrupt_itself).result() == "went on"
+
+
+def interrupt_itself() -> str:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+    return "went on"
 
 
 _PREPARED: list[str] = []
