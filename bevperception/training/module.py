@@ -211,7 +211,7 @@ class TrainingModule(pl.LightningModule):
         """
         model: Any = self.model
         if self.config.augmentation.padding_px:
-            batch = self._pad_at_random(batch, batch_idx)
+            batch = self.pad_at_random(batch, batch_idx)
         if self.global_step < self.config.training.perspective_steps:
             outputs = model.see(batch.frames)
         else:
@@ -223,7 +223,7 @@ class TrainingModule(pl.LightningModule):
         self._report(total.detach(), {name: value.detach() for name, value in losses.items()}, batch)
         return self._reach_all_parameters(total)
 
-    def _pad_at_random(self, batch: Batch, batch_idx: int) -> Batch:
+    def pad_at_random(self, batch: Batch, batch_idx: int) -> Batch:
         """Images with ``augmentation.padding_px``; the draw is a function of the step."""
         training, most = self.config.training, self.config.augmentation.padding_px
         seed = derive_seed(PADDING, training.seed, self.global_step, batch_idx % training.accumulate, rank())
