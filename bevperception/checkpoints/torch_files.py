@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def read_torch_file(path: Path) -> object:
         CheckpointError: it is missing, damaged or holds something else.
     """
     try:
+        _check_sizes(path)
         with torch.serialization.safe_globals(_READABLE):
             content: object = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -45,10 +47,28 @@ def read_torch_file(path: Path) -> object:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
     except pickle.UnpicklingError as error:  # whose text advises to let the file's code run
         raise CheckpointError(_cause(path, str(error))) from None
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged file leads the unpickler to errors of any type
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path} is damaged or not a checkpoint: {reason}") from None
     return content
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse an archive whose parts are larger than itself, before they are unpacked.
+
+    ``torch.save`` does not compress. An archive that does can ask for any amount of memory.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked, whole = sum(part.file_size for part in archive.infolist()), path.stat().st_size
+    if unpacked > whole:
+        raise CheckpointError(
+            f"{path} has {whole} bytes and unpacks to {unpacked}; torch.save does not compress\n"
+            "the file is damaged, or made to fill the memory"
+        )
 
 
 def _cause(path: Path, text: str) -> str:

@@ -7,6 +7,7 @@ import copy
 import json
 import random
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,18 @@ def test_numpy_numbers_beside_the_weights_are_read(tmp_path: Path) -> None:
         content: Any = read_torch_file(tmp_path / "n.pth")
         assert content["meta"] == beside
         assert {type(v) for v in content["meta"].values()} == {type(v) for v in beside.values()}
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    sound, bomb = tmp_path / "sound.pth", tmp_path / "bomb.pth"
+    torch.save({"state_dict": {"zeros": torch.zeros(1000, 1000)}}, sound)
+    assert isinstance(read_torch_file(sound), dict)
+    with zipfile.ZipFile(sound) as stored, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
+        for part in stored.infolist():
+            packed.writestr(part.filename, stored.read(part), zipfile.ZIP_DEFLATED)
+    assert bomb.stat().st_size < 100_000
+    with pytest.raises(CheckpointError, match=r"unpacks to 4\d{6}; torch.save does not compress"):
+        read_torch_file(bomb)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
