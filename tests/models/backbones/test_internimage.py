@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -257,20 +258,20 @@ def test_micro_is_small() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("settings", "message"),
     [
-        (BackboneConfig(variant="internimage_q"), "internimage_micro, internimage_t.*resnet50"),
-        (BackboneConfig(out_indices=()), "out_indices"),
-        (BackboneConfig(out_indices=(2, 1)), "ascending"),
-        (BackboneConfig(out_indices=(1, 4)), "0 to 3"),
-        (BackboneConfig(frozen_stages=5), "frozen_stages"),
-        (BackboneConfig(drop_path_rate=1.0), "drop path rate"),
-        (BackboneConfig(variant="resnet50", drop_path_rate=0.1), "drop_path_rate is not available"),
+        ({"variant": "internimage_q"}, "internimage_micro, internimage_t.*resnet50"),
+        ({"out_indices": ()}, "out_indices must be not empty"),
+        ({"out_indices": (2, 1)}, "out_indices must be in ascending order"),
+        ({"out_indices": (1, 4)}, "out_indices must be .*0 to 3"),
+        ({"frozen_stages": 5}, "frozen_stages"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate must be .*below 1"),
+        ({"variant": "resnet50", "drop_path_rate": 0.1}, "drop_path_rate is not available"),
     ],
 )
-def test_bad_settings_are_refused(config: BackboneConfig, message: str) -> None:
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_backbone(config)
+        build_backbone(BackboneConfig(**settings))
 
 
 @pytest.mark.parametrize(
