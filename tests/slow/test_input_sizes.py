@@ -27,7 +27,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_height_between_multiples_of_the_stride(
     world: Path, tmp_path: Path, height: int, width: int
 ) -> None:
-    """The height of the images, the multiple of 32 below (rows are cut off) and the one above (blank rows)."""
+    """The images' own height, the multiple of 32 below (rows cut off) and the one above (blank rows)."""
 
     def mean_ap(rows: int) -> float:
         out = tmp_path / str(rows)
