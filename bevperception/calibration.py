@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -43,12 +44,16 @@ class CameraCalibration:
     camera_to_ego: Tensor
 
     def __init__(self, width: int, height: int, intrinsics: MatrixLike, camera_to_ego: MatrixLike) -> None:
-        if width < 1 or height < 1:
-            raise ValueError(f"a camera's images need a width and height of at least 1, got {width}x{height}")
+        sizes = (width, height)
+        if not all(isinstance(size, Integral) and size >= 1 for size in sizes):
+            raise ValueError(
+                "a camera's images need a width and height that are whole numbers of at least 1, "
+                f"got {width!r} x {height!r}"
+            )
         _set(
             self,
-            width=width,
-            height=height,
+            width=int(width),
+            height=int(height),
             intrinsics=_intrinsics(intrinsics),
             camera_to_ego=_mounting(camera_to_ego, "camera_to_ego"),
         )
@@ -63,7 +68,8 @@ class RigCalibration:
         bev_to_ego: (4, 4) float64; the identity for models that reason in the ego frame.
 
     Raises:
-        ValueError: if ``bev_to_ego`` has another shape or is not rigid.
+        ValueError: if ``cameras`` maps no names to calibrations, or ``bev_to_ego`` has another shape or is
+            not rigid.
     """
 
     cameras: Mapping[str, CameraCalibration]
@@ -72,6 +78,12 @@ class RigCalibration:
     def __init__(
         self, cameras: Mapping[str, CameraCalibration], bev_to_ego: MatrixLike | None = None
     ) -> None:
+        _check_by_channel(cameras, "cameras")
+        for channel, camera in cameras.items():
+            if not isinstance(camera, CameraCalibration):
+                raise ValueError(
+                    f"cameras[{channel!r}] must be a CameraCalibration, got a {type(camera).__name__}"
+                )
         frame = torch.eye(4, dtype=torch.float64) if bev_to_ego is None else bev_to_ego
         _set(self, cameras=cameras, bev_to_ego=_mounting(frame, "bev_to_ego"))
 
@@ -88,7 +100,7 @@ class EgoMotion:
             frame's instant.
 
     Raises:
-        ValueError: if a matrix has another shape.
+        ValueError: if a matrix has another shape, or ``at_exposure`` does not map channels to them.
     """
 
     ego_to_global: Tensor
@@ -97,6 +109,8 @@ class EgoMotion:
     def __init__(
         self, ego_to_global: MatrixLike, at_exposure: Mapping[str, MatrixLike] | None = None
     ) -> None:
+        if at_exposure is not None:
+            _check_by_channel(at_exposure, "at_exposure")
         poses = {
             channel: _matrix(pose, f"at_exposure[{channel!r}]", rigid=True)
             for channel, pose in (at_exposure or {}).items()
@@ -129,6 +143,13 @@ def _set(instance: object, **values: object) -> None:
     """Give a frozen dataclass its fields."""
     for name, value in values.items():
         object.__setattr__(instance, name, value)
+
+
+def _check_by_channel(values: object, name: str) -> None:
+    if not isinstance(values, Mapping) or not all(isinstance(channel, str) for channel in values):
+        raise ValueError(
+            f"{name} must map channels such as CAM_FRONT to values, got a {type(values).__name__}"
+        )
 
 
 def _matrix(value: MatrixLike, name: str, rigid: bool) -> Tensor:

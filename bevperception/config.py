@@ -206,3 +206,9 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if self.training.perspective_steps and not self.model.perspective.enabled:
             raise ConfigError("training.perspective_steps needs model.perspective.enabled")
+        embedded, cameras = self.model.bev.camera_embedding, len(self.data.cameras)
+        if 0 < embedded < cameras:
+            raise ConfigError(
+                f"model.bev.camera_embedding ({embedded}) must be 0 or at least the number of data.cameras "
+                f"({cameras})"
+            )

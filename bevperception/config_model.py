@@ -521,6 +521,12 @@ class ModelConfig:
                 raise ConfigError(
                     f"bev.channels ({self.bev.channels}) must be a multiple of {name} ({heads})"
                 )
+        embedded, sampled = self.bev.feature_levels_embedding, self.bev.feature_levels or self.neck.levels
+        if embedded is not None and embedded < sampled:
+            raise ConfigError(
+                f"bev.feature_levels_embedding ({embedded}) must be at least the number of levels that the "
+                f"BEV samples ({sampled}: bev.feature_levels, or neck.levels)"
+            )
         unknown = [c for c in self.segmentation.classes if c not in SEGMENTATION_CLASSES]
         if unknown:
             raise ConfigError(

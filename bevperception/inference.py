@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from bevperception.calibration import CameraCalibration, EgoMotion, RigCalibrati
 from bevperception.config import DataConfig
 from bevperception.data.image_input import ImageInput
 from bevperception.data.transforms import ImageFit
-from bevperception.errors import ConfigError
+from bevperception.errors import ConfigError, DataError
+from bevperception.frame_checks import check_shapes, check_types, check_values, checked_image, seconds
 from bevperception.geometry import MAX_COORDINATE_M, invert_rigid, rigid_problem
 from bevperception.models.precision import resolve_precision
 from bevperception.structures import BEVMemory, Boxes3D, CameraFrames, ModelOutputs
@@ -26,6 +28,7 @@ _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _COMPILED_PARTS = ("backbone", "neck")
 _FIRST = "first frame"
 _NO_MOTION = "no ego motion"
+_NOT_FINITE = "BEV features that are NaN or infinite"
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,19 @@ class ResetRules:
         max_gap_s: longest time between two frames, seconds.
         max_jump_m: farthest that the vehicle's pose moves between two frames, metres; farther means
             that localisation jumped.
+
+    Raises:
+        ConfigError: if one of them is negative or no number.
     """
 
     max_gap_s: float = 2.0
     max_jump_m: float = 80.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("max_gap_s", self.max_gap_s), ("max_jump_m", self.max_jump_m)):
+            # not <, so that NaN counts as wrong: nothing is farther than NaN, and memory would never go
+            if not isinstance(value, Real) or not value >= 0.0:
+                raise ConfigError(f"{name} must be a number of at least 0, got {value!r}")
 
     def reason(self, memory: BEVMemory, frames: CameraFrames, new_scene: bool) -> str | None:
         """Why the memory must be forgotten before the frames are looked at; None to keep it.
@@ -158,13 +170,14 @@ class StreamingPredictor:
 
         Raises:
             ConfigError: if the predictor was made without ``data``.
-            ValueError: if there is no image, a camera is unknown or not calibrated, an image has another
-                size or type, or the stamp is not finite. The memory then stays as it was, unless the pose is
-                impossible, too.
+            ValueError: if there is no image, a camera is unknown or not calibrated, an argument is of another
+                type, an image of another size, or the stamp is not finite. The memory then stays as it was,
+                unless the pose is impossible, too.
+            DataError: as :meth:`perceive`.
         """
         canvas = self._require_canvas()
-        if not isinstance(images, Mapping):
-            raise ValueError(f"images must be a mapping of channels to images, got a {type(images).__name__}")
+        check_types(images, calibration, ego_pose)
+        stamp = seconds(stamp)
         stages = _Stopwatch(self.device)
         alone = _why_alone(ego_pose, images)
         motion = EgoMotion(torch.eye(4, dtype=torch.float64)) if alone or ego_pose is None else ego_pose
@@ -244,6 +257,8 @@ class StreamingPredictor:
             ValueError: if there is more than one vehicle, the images are not normalised numbers, or a time or
                 the projection of a camera is not finite. The memory then stays as it was, unless the pose is
                 impossible, too.
+            DataError: if the BEV features that the model makes are not finite. They are not remembered, and
+                the next frame begins a new memory.
         """
         outputs = self.observe(frames, scene_token)
         logits = outputs.segmentation_logits
@@ -251,7 +266,7 @@ class StreamingPredictor:
 
     def observe(self, frames: CameraFrames, scene_token: str) -> ModelOutputs:
         """The model's raw outputs of one frame, on its device; arguments and errors as :meth:`perceive`."""
-        _check_shapes(frames)
+        check_shapes(frames)
         problem = rigid_problem(frames.bev_to_global[0])
         if problem:
             return self._observe(frames, scene_token, f"the pose is impossible: bev_to_global {problem}")
@@ -267,7 +282,7 @@ class StreamingPredictor:
         if alone:
             self._memory, self._why_empty = None, f"the frame before stood alone ({alone})"
             frames = _without_motion(frames)
-        _check_values(frames)
+        check_values(frames)
         if alone:
             self.last_reset = alone
         elif self._memory is None:
@@ -279,6 +294,13 @@ class StreamingPredictor:
         model: Any = self.model
         with torch.inference_mode(), self._autocast():
             outputs, memory = model(frames.to(self.device), self._memory)
+        if not bool(memory.features.isfinite().all()):
+            # Remembered, they would make every later frame as bad, which then shows no boxes at all.
+            self._memory, self._why_empty = None, f"the frame before gave {_NOT_FINITE}"
+            raise DataError(
+                f"the frame at {float(frames.timestamps_s[0]):g} s gave {_NOT_FINITE}\n"
+                "likely causes: images that are not normalised, damaged weights, or half precision"
+            )
         # Without a pose the next frame could not tell where this one's features lie.
         self._memory = None if alone else memory
         self._scene_token = scene_token
@@ -319,37 +341,6 @@ def _without_motion(frames: CameraFrames) -> CameraFrames:
     return replace(frames, bev_to_global=eye.expand_as(frames.bev_to_global), can_bus=can_bus)
 
 
-def _check_shapes(frames: CameraFrames) -> None:
-    """See :meth:`StreamingPredictor.perceive`."""
-    if frames.batch_size != 1:
-        raise ValueError(f"a StreamingPredictor follows one vehicle, got frames of {frames.batch_size}")
-    cameras = frames.images.shape[1]
-    wanted = {"bev_to_image": (1, cameras, 4, 4), "bev_to_global": (1, 4, 4), "timestamps_s": (1,)}
-    for name, shape in wanted.items():
-        found = tuple(getattr(frames, name).shape)
-        if found != shape:
-            raise ValueError(f"{name} must be {shape} for images {tuple(frames.images.shape)}, got {found}")
-    if not frames.images.is_floating_point():
-        raise ValueError(
-            f"the images must be normalised floating-point numbers, got {frames.images.dtype}: "
-            "pixels go through ImageInput.normalise first"
-        )
-
-
-def _check_values(frames: CameraFrames) -> None:
-    """See :meth:`StreamingPredictor.perceive`."""
-    if not bool(frames.timestamps_s.isfinite().all()):
-        raise ValueError(f"the stamp must be a finite number of seconds, got {frames.timestamps_s.tolist()}")
-    finite = frames.bev_to_image.isfinite().flatten(2).all(-1)
-    there = torch.ones_like(finite) if frames.camera_mask is None else frames.camera_mask.to(finite.device)
-    bad = (there & ~finite)[0].nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(
-            f"the projection bev_to_image of cameras {bad} is not finite: a calibration or a pose is not; "
-            "leave such cameras out by camera_mask"
-        )
-
-
 class _Stopwatch:
     """Times named stages; waits for the device at each stage's end."""
 
@@ -364,27 +355,6 @@ class _Stopwatch:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self.stages_ms[name] = 1e3 * (time.perf_counter() - begin)
-
-
-def _checked_image(image: object, channel: str) -> NDArray[np.uint8]:
-    """The image, contiguous and writable; only copied where it is not.
-
-    Raises:
-        ValueError: if it is not (height, width, 3) uint8.
-    """
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
-        return np.require(
-            image, requirements=["C", "W"]
-        )  # PyTorch takes neither views backwards nor locked ones
-    shape = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-    cause = ""
-    if isinstance(image, np.ndarray) and image.dtype != np.uint8:
-        cause = "; values are 0 to 255, not 0 to 1 and not 0 to 65535"
-    elif isinstance(image, np.ndarray):
-        cause = "; cv2.cvtColor makes BGR of grey and BGRA images, and channels come last"
-    raise ValueError(
-        f"{channel} must have a (height, width, 3) uint8 BGR array as its image, got {shape}{cause}"
-    )
 
 
 class _Canvas:
@@ -420,7 +390,7 @@ class _Canvas:
     ) -> CameraFrames:
         unknown = [channel for channel in images if channel not in self.cameras]
         if unknown or not images:
-            have = ", ".join(unknown) or "none"
+            have = ", ".join(map(str, unknown)) or "none"
             raise ValueError(f"images of some of {', '.join(self.cameras)} are needed, got {have}")
         astray = [c for c in motion.at_exposure if c not in self.cameras and c not in rig.cameras]
         if astray:
@@ -434,7 +404,7 @@ class _Canvas:
             if channel not in rig.cameras:
                 raise ValueError(f"{channel} has an image but no calibration")
             camera = rig.cameras[channel]
-            image = _checked_image(images[channel], channel)
+            image = checked_image(images[channel], channel)
             fit = self._write(slot, channel, image, (camera.width, camera.height))
             ego_to_global = motion.at_exposure.get(channel, motion.ego_to_global)
             intrinsics = torch.eye(4, dtype=torch.float64)

@@ -59,7 +59,7 @@ def test_replacing_a_part_keeps_the_others_and_the_checks() -> None:
     camera = CameraCalibration(320, 180, K, MOUNT)
     assert torch.equal(replace(camera, width=640).camera_to_ego, MOUNT)
     assert torch.equal(RigCalibration({"CAM_FRONT": camera}).bev_to_ego, torch.eye(4).double())
-    with pytest.raises(ValueError, match="at least 1, got 0x180"):
+    with pytest.raises(ValueError, match="at least 1, got 0 x 180"):
         replace(camera, width=0)
 
 
@@ -151,3 +151,24 @@ def test_intrinsics_of_no_pinhole_camera_are_refused(intrinsics: Any) -> None:
         CameraCalibration(320, 180, intrinsics, MOUNT)
     with pytest.raises(ValueError, match=r"intrinsics must be a matrix \(3, 3\), got shape \(3, 4\)"):
         CameraCalibration(320, 180, np.hstack((K, np.zeros((3, 1)))), MOUNT)
+
+
+@pytest.mark.parametrize("width", [0, -1, 1.5, math.nan, "320", None])
+def test_sizes_of_images_are_whole_numbers(width: Any) -> None:
+    with pytest.raises(ValueError, match=f"whole numbers of at least 1, got {width!r} x 180"):
+        CameraCalibration(width, 180, K, MOUNT)
+    assert CameraCalibration(np.int64(320), 180, K, MOUNT).width == 320
+
+
+def test_cameras_and_exposures_are_given_by_channel() -> None:
+    camera = CameraCalibration(320, 180, K, MOUNT)
+    wrong: Any
+    for wrong in ([camera], None, {0: camera}):
+        with pytest.raises(ValueError, match=f"cameras must map channels .*, got a {type(wrong).__name__}"):
+            RigCalibration(wrong)
+    wrong = {"CAM_FRONT": MOUNT}
+    with pytest.raises(ValueError, match=r"cameras\['CAM_FRONT'\] must be a CameraCalibration, got a Tensor"):
+        RigCalibration(wrong)
+    wrong = [MOUNT]
+    with pytest.raises(ValueError, match=r"at_exposure must map channels .*, got a list"):
+        EgoMotion(MOUNT, wrong)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from bevperception.errors import ConfigError, DataError
 from bevperception.inference import ResetRules, StreamingPredictor
 from bevperception.structures import CameraFrames, concatenate_frames
 from tests.training.standin import TinyModel, make_frames
@@ -116,8 +118,15 @@ def test_a_frame_that_cannot_be_placed_stands_alone(frames: CameraFrames, reason
     [
         (
             {"images": torch.zeros(1, 2, 3, 4, 4, dtype=torch.uint8)},
-            "floating-point numbers, got torch.uint8",
+            "normalised numbers in float32, got torch.uint8",
         ),
+        ({"images": torch.zeros(1, 2, 3, 4, 4, dtype=torch.float64)}, "float32, got torch.float64"),
+        ({"images": torch.zeros(1, 2, 1, 4, 4)}, r"\(1, cameras, 3, height, width\), got \(1, 2, 1, 4, 4\)"),
+        ({"images": torch.zeros(1, 2, 3, 4, 0)}, r"height, width\), got \(1, 2, 3, 4, 0\)"),
+        ({"images": torch.zeros(2, 3, 4, 4)}, r"height, width\), got \(2, 3, 4, 4\)"),
+        ({"camera_mask": torch.ones(1, 2)}, r"camera_mask must be \(1, 2\) bool, got \(1, 2\) torch.float32"),
+        ({"camera_mask": torch.ones(2, dtype=torch.bool)}, r"camera_mask must be \(1, 2\) bool, got \(2,\)"),
+        ({"can_bus": torch.zeros(1, 17)}, r"can_bus must be \(1, 18\), got \(1, 17\)"),
         ({"timestamps_s": torch.tensor([math.nan]).double()}, "stamp must be a finite number"),
         ({"timestamps_s": torch.tensor(0.5)}, r"timestamps_s must be \(1,\)"),
         ({"bev_to_global": torch.eye(4)}, r"bev_to_global must be \(1, 4, 4\)"),
@@ -165,6 +174,34 @@ def test_the_rules_are_settings() -> None:
     predictor.perceive(frames_at(0.0), "a")
     predictor.perceive(frames_at(0.3), "a")
     assert predictor.last_reset == "0.300 s without a frame"
+
+
+@pytest.mark.parametrize("value", [math.nan, -0.1, "2", None])
+@pytest.mark.parametrize("name", ["max_gap_s", "max_jump_m"])
+def test_rules_that_would_never_or_always_hold_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be a number of at least 0, got {value!r}"):
+        ResetRules(**{name: value})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_features_that_are_not_finite_are_said_and_not_remembered(value: float) -> None:
+    predictor = StreamingPredictor(TinyModel())
+    predictor.perceive(frames_at(0.0), "a")
+    frames = frames_at(0.5, seed=1)
+    frames.images[0, 1, 2, -1, -1] = value
+    with pytest.raises(DataError, match=r"the frame at 0\.5 s gave BEV features that are NaN or infinite"):
+        predictor.perceive(frames, "a")
+    boxes, found = predictor.perceive(frames_at(1.0, seed=2), "a")
+    assert predictor.last_reset == "the frame before gave BEV features that are NaN or infinite"
+    wanted_boxes, wanted = StreamingPredictor(predictor.model).perceive(frames_at(1.0, seed=2), "a")
+    torch.testing.assert_close((boxes[0].values, found), (wanted_boxes[0].values, wanted))
+    predictor.perceive(frames_at(1.5), "a")
+    assert predictor.last_reset is None
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ConfigError, match="auto or one of 32-true, bf16-mixed, 16-mixed, got 'fp8'"):
+        StreamingPredictor(TinyModel(), precision="fp8")
 
 
 def test_two_vehicles_are_refused() -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -306,6 +306,45 @@ def test_arrays_and_lists_give_what_tensors_give() -> None:
     assert torch.equal(model.seen.bev_to_image, wanted)
     assert found.bev_to_global is not None
     assert torch.equal(found.bev_to_global, mount)
+
+
+@pytest.mark.parametrize(
+    "stamp", [0.5, np.float32(0.5), np.array([0.5]), torch.tensor(0.5), torch.tensor([0.5])]
+)
+def test_a_stamp_may_be_any_one_number(stamp: Any) -> None:
+    model, predictor = spying()
+    for offset, before in ((0.0, "first frame"), (0.25, None)):
+        found = predictor.step({"CAM_FRONT": grey(1)}, rig(), EgoMotion(EYE), stamp + offset)
+        assert (found.stamp_s, found.reset) == (0.5 + offset, before)
+        assert model.seen.timestamps_s.tolist() == [0.5 + offset]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stamp": None}, "stamp must be a number of seconds, got None"),
+        ({"stamp": "0.5"}, "stamp must be a number of seconds, got '0.5'"),
+        ({"stamp": np.array([0.5, 1.0])}, "stamp must be a number of seconds, got array"),
+        ({"stamp": torch.tensor([])}, "stamp must be a number of seconds, got tensor"),
+        ({"stamp": 10**400}, "stamp must be a number of seconds, got 1000"),
+        (
+            {"ego_pose": EYE},
+            r"ego_pose must be an EgoMotion or None, got a Tensor; EgoMotion\(ego_to_global\)",
+        ),
+        ({"ego_pose": np.eye(4)}, "ego_pose must be an EgoMotion or None, got a ndarray"),
+        ({"calibration": None}, "calibration must be a RigCalibration, got a NoneType"),
+        ({"images": {1: grey(1)}}, "images of some of CAM_FRONT, .* are needed, got 1"),
+    ],
+)
+def test_arguments_of_other_types_are_refused_and_the_memory_stays(
+    change: dict[str, Any], message: str
+) -> None:
+    _, predictor = spying()
+    sound = {"images": {"CAM_FRONT": grey(1)}, "calibration": rig(), "ego_pose": EgoMotion(EYE)}
+    predictor.step(**sound, stamp=0.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        predictor.step(**{"stamp": 0.5, **sound, **change})
+    assert predictor.step(**sound, stamp=1.0).reset is None  # type: ignore[arg-type]
 
 
 def test_step_needs_data_settings() -> None:

@@ -19,7 +19,13 @@ from bevperception.config import (
     TrainingConfig,
 )
 from bevperception.config_io import ConfigParser, config_from_dict, load_config
-from bevperception.config_model import BEVConfig, DetectionConfig, PerspectiveConfig, SegmentationConfig
+from bevperception.config_model import (
+    BEVConfig,
+    DetectionConfig,
+    ModelConfig,
+    PerspectiveConfig,
+    SegmentationConfig,
+)
 from bevperception.data.world.settings import WorldConfig
 from bevperception.errors import ConfigError
 from bevperception.ranges import Distinct, Increasing, Length, Range, add_number, check_settings, rules_of
@@ -186,6 +192,14 @@ SENSELESS: dict[str, Callable[[], object]] = {
     r"a grid of 1 to 4096 cells a side, got 100000": lambda: SegmentationConfig(cell_m=1e-3),
     r"bev\.y_range_m \(0, 0.1\) over 101 cells": lambda: BEVConfig(y_range_m=(0.0, 0.1), rows=101),
     r"a grid of 1 to 4096 cells a side, got 0": lambda: SegmentationConfig(cell_m=1e3),
+    r"feature_levels_embedding \(2\) must be at least the number of levels .* \(3: ": lambda: ModelConfig(
+        bev=BEVConfig(feature_levels_embedding=2)
+    ),
+    r"model\.bev\.camera_embedding \(2\) must be 0 or at least the number of data\.cameras \(3\)": (
+        lambda: ExperimentConfig(
+            ModelConfig(bev=BEVConfig(camera_embedding=2)), DataConfig(cameras=("a", "b", "c"))
+        )
+    ),
 }
 
 

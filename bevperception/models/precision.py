@@ -9,12 +9,13 @@ from __future__ import annotations
 import platform
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bevperception.errors import ConfigError
 from bevperception.ops.convolution import ONEDNN_HAS_BFLOAT16
 from bevperception.ops.normalization import layer_norm
 
@@ -42,9 +43,16 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
         precision: 'auto' takes bf16-mixed where the device computes in it and 32-true elsewhere; another name
             is returned as it is, with a warning where it will be slow.
         device: where the model runs.
+
+    Raises:
+        ConfigError: there is no such precision.
     """
     if precision == "auto":
         return "bf16-mixed" if computes_bfloat16(device) else "32-true"
+    if precision not in get_args(Precision):
+        raise ConfigError(
+            f"precision must be auto or one of {', '.join(get_args(Precision))}, got {precision!r}"
+        )
     if precision != "32-true" and device.type == "cpu" and not computes_bfloat16(device):
         warnings.warn(
             f"precision {precision}: this processor does not compute in bfloat16; it takes about ten times "
