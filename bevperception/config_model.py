@@ -484,13 +484,19 @@ class ModelConfig:
     centres: CentreConfig = field(default_factory=CentreConfig)
 
     @property
+    def level_strides(self) -> tuple[int, ...]:
+        """Strides of the neck's levels in pixels, fine to coarse."""
+        strides = [4 * 2**stage for stage in self.backbone.out_indices]
+        while len(strides) < self.neck.levels:
+            strides.append(2 * strides[-1])
+        return tuple(strides)
+
+    @property
     def size_divisor(self) -> int:
         """Images are padded to a multiple of this many pixels; see ``neck.size_divisor``."""
         if self.neck.size_divisor is not None:
             return self.neck.size_divisor
-        finest_stride = 4 * 2 ** min(self.backbone.out_indices)
-        sampled_levels = self.bev.feature_levels or self.neck.levels
-        return int(max(32, finest_stride * 2 ** (sampled_levels - 1)))
+        return max(32, *self.level_strides[: self.bev.feature_levels])
 
     def __post_init__(self) -> None:
         if not (self.detection.enabled or self.segmentation.enabled):

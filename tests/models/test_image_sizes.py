@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bevperception.config_model import BackboneConfig, ModelConfig, NeckConfig
+from bevperception.config_model import BackboneConfig, ModelConfig, NeckConfig, PerspectiveConfig
 from bevperception.errors import ConfigError
 from bevperception.models.bev.spatial_attention import project_pillars
 from bevperception.models.bevformer import BEVFormer
@@ -217,9 +217,29 @@ def test_size_divisor_follows_the_coarsest_level_that_is_sampled() -> None:
     assert divisor((1, 2, 3), 4) == 64
     assert divisor((1, 2, 3), 5, feature_levels=4) == 64
     assert divisor((0, 1), 2) == 32
+    assert divisor((0, 3), 2) == 32
+    assert divisor((0, 3), 3) == 64
+    assert divisor((0, 3), 3, feature_levels=2) == 32
     assert replace(ModelConfig(), neck=NeckConfig(4, size_divisor=32)).size_divisor == 32
     with pytest.raises(ConfigError, match="size_divisor"):
         NeckConfig(4, size_divisor=16)
+
+
+def test_strides_of_levels_are_those_of_stages_that_are_not_neighbours() -> None:
+    base = tiny_config()
+    config = replace(
+        base,
+        backbone=replace(base.backbone, out_indices=(0, 3)),
+        neck=NeckConfig(levels=3),
+        perspective=PerspectiveConfig(enabled=True, levels=2),
+    )
+    model = tiny_model(config)
+    assert config.level_strides == (4, 32, 64)
+    assert model.perspective is not None
+    assert model.perspective.strides == (4, 32)
+    with torch.no_grad():
+        features = model.image_features(random_frames(size=(67, 101)))  # padded to 128 x 128
+    assert [tuple(level.shape[-2:]) for level in features] == [(32, 32), (4, 4), (2, 2)]
 
 
 def test_published_models_keep_their_fractions_of_levels_beyond_stride_32() -> None:

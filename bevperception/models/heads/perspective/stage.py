@@ -163,6 +163,5 @@ def build_perspective(config: ModelConfig) -> PerspectiveStage | None:
     """The first stage; None where it is not enabled."""
     if not config.perspective.enabled:
         return None
-    first = 4 * 2 ** min(config.backbone.out_indices)
-    levels = config.perspective.levels or config.neck.levels
-    return PerspectiveStage(config.perspective, config.bev.channels, [first * 2**i for i in range(levels)])
+    strides = config.level_strides[: config.perspective.levels]
+    return PerspectiveStage(config.perspective, config.bev.channels, strides)
