@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
-from bevperception.checkpoints.tensors import converted
+from bevperception.checkpoints.tensors import converted, some
 from bevperception.checkpoints.weights import (
     CONFIG_KEY,
     MODEL_PREFIX,
@@ -29,6 +29,7 @@ from bevperception.config_io import config_from_dict, config_to_dict, flatten
 from bevperception.distributed import together
 from bevperception.errors import CheckpointError, ConfigError, OutputError
 from bevperception.files import writing
+from bevperception.training.optimizer import build_optimizer
 
 CHECKPOINT_FOLDER = "checkpoints"
 AUTO = "auto"
@@ -185,14 +186,14 @@ def check_resumable(path: Path, config: ExperimentConfig, model: nn.Module) -> i
     Args:
         path: training checkpoint.
         config: of the run that wants to go on.
-        model: of the run, left as it is.
+        model: of the run, with the parts frozen that do not learn; left as it is.
 
     Returns:
         Optimiser steps that it has taken.
 
     Raises:
-        CheckpointError: it is missing, damaged or not one of this project's, its weights are not the
-            model's, or it holds no more than weights.
+        CheckpointError: it is missing, damaged or not one of this project's, its weights or its optimiser's
+            state are not the model's, or it holds no more than weights.
         ConfigError: the differing keys, or settings inside the checkpoint that this version does not know, or
             fewer steps than have been taken.
     """
@@ -228,7 +229,53 @@ def check_resumable(path: Path, config: ExperimentConfig, model: nn.Module) -> i
         own = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items()}
         found = check_fit(expected, replace(weights, state=own), config)
         converted(found, expected, str(path))
+    problem = _optimizer_problem(checkpoint["optimizer_states"], model, config, path)
+    if problem:
+        raise CheckpointError(
+            f"cannot resume {path}: the state of its optimiser does not belong to this model: {problem}\n"
+            "start a new run from its weights with --training.initial_weights"
+        )
     return done
+
+
+def _optimizer_problem(
+    states: Sequence[Any], model: nn.Module, config: ExperimentConfig, path: Path
+) -> str | None:
+    """What keeps saved AdamW states from being those of a run's parameters; None if nothing does.
+
+    PyTorch compares numbers of parameters only: with moments of another shape the next step would fail, and
+    without them AdamW would start anew.
+
+    Raises:
+        CheckpointError: moments are NaN, infinite or no real numbers.
+    """
+    optimizer, _ = build_optimizer(model, config.training)
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    try:
+        (saved,) = states
+        found = [len(group["params"]) for group in saved["param_groups"]]
+        moments = {
+            f"{moment} of parameter {index}": (state[moment], parameters[index])
+            for index, state in saved["state"].items()
+            for moment in ("exp_avg", "exp_avg_sq")
+        }
+        steps = [float(state["step"]) for state in saved["state"].values()]
+        reshaped = [name for name, (value, parameter) in moments.items() if value.shape != parameter.shape]
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        return f"it is not one of AdamW ({type(error).__name__}: {error})"
+    if found != sizes:
+        return f"it has groups of {found} parameters instead of {sizes}"
+    none_yet = not steps and config.training.precision == "16-mixed"  # loss scaling skips its first steps
+    if len(steps) != len(parameters) and not none_yet:
+        return f"it has moments of {len(steps)} parameters instead of {len(parameters)}"
+    if not all(step >= 1 for step in steps):
+        return "a number of steps is less than 1"
+    if reshaped:
+        return f"other shapes in {some(reshaped)}"
+    tensors = {name: value for name, (value, _) in moments.items()}
+    converted(tensors, {name: parameter for name, (_, parameter) in moments.items()}, str(path))
+    return None
 
 
 def _global_batch(config: Mapping[str, Any]) -> int:

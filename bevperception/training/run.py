@@ -86,6 +86,7 @@ def train(
         BevError: the checkpoint does not fit, a sample cannot be read, or the loss is not finite.
     """
     quieten_lightning()
+    freeze(model, config.training.frozen_parts)
     checkpoint = find_resume(resume, out)
     done = 0 if checkpoint is None else check_resumable(checkpoint, config, model)
     if is_first_process():
@@ -97,7 +98,6 @@ def train(
         aside = load_into(model, weights, config, config.training.initial_parts)
         if is_first_process():
             print(f"initial weights from {weights.path}; left aside in it: {left_aside(aside)}")
-    freeze(model, config.training.frozen_parts)
     averaging = WeightAveraging(config.training.ema_decay)
     evaluation = Evaluation(evaluate, out, config.training.validate_every, averaging)
     try:

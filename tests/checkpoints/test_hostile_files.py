@@ -44,6 +44,7 @@ from bevperception.streaming.loading import load_predictor
 from bevperception.streaming.settings import NodeSettings
 from bevperception.taxonomy import DETECTION_CLASSES
 from bevperception.training.checkpointing import check_resumable
+from bevperception.training.optimizer import build_optimizer
 from tests.checkpoints.test_weights import SMALL, small_config
 
 RESNET = "resnet_micro"
@@ -64,9 +65,18 @@ def state(config: ExperimentConfig) -> dict[str, Tensor]:
 def training_checkpoint(path: Path, state: object, config: object, **more: object) -> Path:
     """What Lightning writes of a run, as far as it is looked at."""
     named = {f"model.{k}": v for k, v in state.items()} if isinstance(state, dict) else state
-    rest = {"optimizer_states": [], "lr_schedulers": [], "loops": {}, "callbacks": {}}
+    rest: dict[str, object] = {"optimizer_states": [], "lr_schedulers": [], "loops": {}, "callbacks": {}}
     torch.save({"state_dict": named, "global_step": 3, CONFIG_KEY: config, **rest, **more}, path)
     return path
+
+
+def optimizer_state(model: BEVFormer, config: ExperimentConfig) -> dict[str, Any]:
+    """Of a run's optimiser after a step."""
+    optimizer, _ = build_optimizer(model, config.training)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return optimizer.state_dict()
 
 
 def by_weights(folder: Path, state: dict[str, Tensor], config: ExperimentConfig) -> None:
@@ -91,8 +101,12 @@ def by_average(folder: Path, state: dict[str, Tensor], config: ExperimentConfig)
 
 
 def by_resume(folder: Path, state: dict[str, Tensor], config: ExperimentConfig) -> None:
-    path = training_checkpoint(folder / "resume.ckpt", state, config_to_dict(config))
-    check_resumable(path, config, BEVFormer(config.model))
+    model = BEVFormer(config.model)
+    moments = [optimizer_state(model, config)]
+    path = training_checkpoint(
+        folder / "resume.ckpt", state, config_to_dict(config), optimizer_states=moments
+    )
+    check_resumable(path, config, model)
 
 
 def by_backbone(folder: Path, state: dict[str, Tensor], config: ExperimentConfig) -> None:
@@ -311,6 +325,53 @@ def test_weights_alone_cannot_be_resumed(
     foreign = training_checkpoint(tmp_path / "f.ckpt", {"a": torch.zeros(1)}, config_to_dict(config))
     with pytest.raises(CheckpointError, match="another architecture"):
         check_resumable(foreign, config, BEVFormer(config.model))
+
+
+def _lose_a_moment(saved: dict[str, Any]) -> object:
+    del saved["state"][2]["exp_avg_sq"]
+    return [saved]
+
+
+def _lose_a_parameter(saved: dict[str, Any]) -> object:
+    del saved["state"][2]
+    return [saved]
+
+
+def _change(moment: str, change: Callable[[Tensor], object]) -> Callable[[dict[str, Any]], object]:
+    def damage(saved: dict[str, Any]) -> object:
+        saved["state"][2][moment] = change(saved["state"][2][moment])
+        return [saved]
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda saved: [], "not one of AdamW"),
+        (lambda saved: [saved, saved], "not one of AdamW"),
+        (lambda saved: [None], "not one of AdamW"),
+        (lambda saved: [saved | {"param_groups": saved["param_groups"][1:]}], r"groups of \[.*instead of"),
+        (lambda saved: [saved | {"state": {}}], "moments of 0 parameters instead of"),
+        (_lose_a_parameter, r"moments of \d+ parameters instead of"),
+        (_lose_a_moment, "not one of AdamW.*exp_avg_sq"),
+        (_change("exp_avg", lambda moment: moment[None]), "other shapes in exp_avg of parameter 2"),
+        (_change("exp_avg", lambda moment: moment.to(torch.int32)), "exp_avg of parameter 2 is int32"),
+        (_change("exp_avg_sq", lambda moment: moment + NAN), "NaN or infinite weights in exp_avg_sq of par"),
+        (_change("step", lambda step: step - 2), "number of steps is less than 1"),
+        (_change("step", lambda step: "1.x"), "not one of AdamW"),
+    ],
+)
+def test_a_damaged_optimiser_state_cannot_be_resumed(
+    tmp_path: Path, config: ExperimentConfig, damage: Callable[[dict[str, Any]], object], complaint: str
+) -> None:
+    model = BEVFormer(config.model)
+    states = damage(optimizer_state(model, config))
+    path = training_checkpoint(
+        tmp_path / "o.ckpt", model.state_dict(), config_to_dict(config), optimizer_states=states
+    )
+    with pytest.raises(CheckpointError, match=complaint):
+        check_resumable(path, config, model)
 
 
 @pytest.mark.parametrize(
