@@ -26,7 +26,7 @@ from bevperception.models.heads.decoder import DecoderLayer, DetectionDecoder
 from bevperception.models.heads.detection import DetectionHead, class_columns, decode_detections
 from bevperception.models.heads.perspective.stage import build_perspective
 from bevperception.models.heads.segmentation import SegmentationHead
-from bevperception.models.heads.suppression import drop_doubles
+from bevperception.models.heads.suppression import drop_duplicates
 from bevperception.models.hybrid import HybridQueries, ProposalQueries
 from bevperception.models.image_padding import pad_images
 from bevperception.models.losses import DetectionLoss, ReduceMean, SegmentationLoss
@@ -363,7 +363,7 @@ class BEVFormer(nn.Module):
         ]
         if not settings.merge_share:
             return decoded
-        return [drop_doubles(boxes, settings.merge_share) for boxes in decoded]
+        return [drop_duplicates(boxes, settings.merge_share) for boxes in decoded]
 
 
 def _range_m(config: ModelConfig) -> tuple[float, float, float, float, float, float]:

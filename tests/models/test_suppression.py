@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bevperception.errors import ConfigError
 from bevperception.models.heads import suppression
-from bevperception.models.heads.suppression import drop_doubles
+from bevperception.models.heads.suppression import drop_duplicates
 from bevperception.structures import Boxes3D
 from tests.models.builders import random_frames, tiny_config, tiny_model
 
@@ -33,7 +33,7 @@ def test_the_better_of_two_near_ones_stays(count: int, seed: int, share: float) 
         away = [float((boxes.values[k, :2] - boxes.values[index, :2]).norm()) for k in rivals]
         if all(d >= share * float(boxes.values[k, 3]) for k, d in zip(rivals, away, strict=True)):
             kept.append(index)
-    found = drop_doubles(boxes, share)
+    found = drop_duplicates(boxes, share)
     assert torch.equal(found.values, boxes.values[kept])
     assert torch.equal(found.labels, boxes.labels[kept])
     assert torch.equal(found.scores, boxes.scores[kept])
@@ -41,10 +41,10 @@ def test_the_better_of_two_near_ones_stays(count: int, seed: int, share: float) 
 
 def test_many_boxes_are_compared_row_by_row_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     boxes = random_boxes(133, 7)
-    whole = drop_doubles(boxes, 0.2)
+    whole = drop_duplicates(boxes, 0.2)
     assert 10 < len(whole) < 133
     monkeypatch.setattr(suppression, "WHOLE_TABLE", 132)
-    by_row = drop_doubles(boxes, 0.2)
+    by_row = drop_duplicates(boxes, 0.2)
     assert torch.equal(by_row.values, whole.values)
     assert torch.equal(by_row.labels, whole.labels)
 
@@ -53,12 +53,12 @@ def test_what_a_suppressed_box_is_near_to_stays() -> None:
     """Three in a row, 1 m apart, 3 m long: the second goes, the third is far enough from the first."""
     values = torch.zeros(3, 9)
     values[:, 0], values[:, 3] = torch.tensor([0.0, 1.0, 2.0]), 3.0
-    found = drop_doubles(Boxes3D(values, torch.zeros(3).long(), torch.tensor([0.9, 0.8, 0.7])), 0.5)
+    found = drop_duplicates(Boxes3D(values, torch.zeros(3).long(), torch.tensor([0.9, 0.8, 0.7])), 0.5)
     assert found.values[:, 0].tolist() == [0.0, 2.0]
 
 
 @torch.no_grad()
-def test_the_model_decodes_without_doubles_where_it_is_asked_to() -> None:
+def test_the_model_decodes_without_duplicates_where_it_is_asked_to() -> None:
     config = tiny_config()
     merging = dataclasses.replace(config, detection=dataclasses.replace(config.detection, merge_share=60.0))
     model, other = tiny_model(config), tiny_model(merging)
@@ -66,7 +66,7 @@ def test_the_model_decodes_without_doubles_where_it_is_asked_to() -> None:
     plain, merged = model.decode(outputs), other.decode(outputs)
     assert any(len(m) < len(p) for m, p in zip(merged, plain, strict=True))
     for found, boxes in zip(merged, plain, strict=True):
-        assert torch.equal(found.values, drop_doubles(boxes, 60.0).values)
+        assert torch.equal(found.values, drop_duplicates(boxes, 60.0).values)
 
 
 def test_a_negative_share_is_refused() -> None:

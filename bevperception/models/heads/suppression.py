@@ -1,4 +1,4 @@
-"""Of several boxes on one object the best."""
+"""Suppression of duplicate boxes (non-maximum suppression)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 from bevperception.structures import Boxes3D
 
 WHOLE_TABLE = 4096
-"""Of more boxes, distances are computed row by row: a table of all would take gigabytes."""
+"""Largest number of boxes whose pairwise distances are computed at once. For more, they are computed row by
+row: slower, but without a table of gigabytes."""
 
 
 def greedy(
-    count: int, doubles_of: Callable[[int, NDArray[np.intp]], NDArray[np.bool_]], limit: int
+    count: int, duplicates_of: Callable[[int, NDArray[np.intp]], NDArray[np.bool_]], limit: int
 ) -> list[int]:
-    """Greedy suppression: the best stays, its doubles go, then the best of the rest, and so on.
+    """Greedy suppression: the best stays, its duplicates go, then the best of the rest, and so on.
 
     Args:
         count: candidates, numbered from the best on.
-        doubles_of: which of the others are doubles of a candidate that stays.
+        duplicates_of: which of the others are duplicates of a candidate that stays.
         limit: at most so many stay.
 
     Returns:
@@ -32,14 +33,14 @@ def greedy(
     while len(left) and len(kept) < limit:
         kept.append(int(left[0]))
         rest = left[1:]
-        left = rest[~doubles_of(kept[-1], rest)]
+        left = rest[~duplicates_of(kept[-1], rest)]
     return kept
 
 
-def drop_doubles(boxes: Boxes3D, share: float) -> Boxes3D:
-    """Suppression by distance on the ground (circle NMS; Yin et al., CVPR 2021), class by class.
+def drop_duplicates(boxes: Boxes3D, share: float) -> Boxes3D:
+    """Suppress duplicate boxes by distance on the ground (circle NMS; Yin et al., CVPR 2021), class by class.
 
-    The circle grows with the box: one radius for all either merges pedestrians or leaves trucks doubled.
+    The circle grows with the box: one radius for all either merges pedestrians or leaves duplicate trucks.
 
     Args:
         boxes: n boxes, best first.
@@ -53,18 +54,18 @@ def drop_doubles(boxes: Boxes3D, share: float) -> Boxes3D:
     if len(boxes) <= WHOLE_TABLE:
         near = torch.cdist(centres, centres) < share * lengths[:, None]
         near &= boxes.labels[:, None] == boxes.labels
-        doubles = near.cpu().numpy()
+        duplicates = near.cpu().numpy()
 
-        def doubles_of(index: int, others: NDArray[np.intp]) -> NDArray[np.bool_]:
-            row: NDArray[np.bool_] = doubles[index, others]
+        def duplicates_of(index: int, others: NDArray[np.intp]) -> NDArray[np.bool_]:
+            row: NDArray[np.bool_] = duplicates[index, others]
             return row
     else:
         points, radii, labels = (x.cpu().numpy() for x in (centres, share * lengths, boxes.labels))
 
-        def doubles_of(index: int, others: NDArray[np.intp]) -> NDArray[np.bool_]:
+        def duplicates_of(index: int, others: NDArray[np.intp]) -> NDArray[np.bool_]:
             away = np.hypot(*(points[others] - points[index]).T)
             found: NDArray[np.bool_] = (away < radii[index]) & (labels[others] == labels[index])
             return found
 
-    kept = greedy(len(boxes), doubles_of, len(boxes))
+    kept = greedy(len(boxes), duplicates_of, len(boxes))
     return boxes[torch.tensor(kept, dtype=torch.int64, device=boxes.labels.device)]

@@ -1,4 +1,4 @@
-"""The perspective head: assignment, losses, decoding, suppression of doubles."""
+"""The perspective head: assignment, losses, decoding, suppression of duplicates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bevperception.models.heads.perspective.loss import (
     single_precision_focal_loss,
 )
 from bevperception.models.heads.perspective.network import PerspectiveHead, locations
-from bevperception.models.heads.perspective.proposals import ProposalRules, propose, without_doubles
+from bevperception.models.heads.perspective.proposals import ProposalRules, propose, without_duplicates
 from bevperception.models.heads.perspective.targets import Assigner, ImageTargets, image_targets
 from bevperception.models.losses import sigmoid_focal_loss
 from bevperception.structures import Boxes3D, PerspectiveOutputs
@@ -246,7 +246,7 @@ def test_doubles_are_suppressed_within_images_and_over_cameras() -> None:
     values[:, 0] = [10.0, 30.0, 50.0, 11.0, 70.0]
     images, labels = np.array([0.0, 0, 1, 1, 0]), np.array([0.0, 0, 0, 0, 3])
     # 1 overlaps 0 in its image; 3 stands a metre from 0, seen by another camera; 4 is of another class.
-    assert without_doubles(rectangle, values, images, labels, ProposalRules()).tolist() == [0, 2, 4]
-    assert without_doubles(rectangle, values, images, labels, ProposalRules(limit=2)).tolist() == [0, 2]
+    assert without_duplicates(rectangle, values, images, labels, ProposalRules()).tolist() == [0, 2, 4]
+    assert without_duplicates(rectangle, values, images, labels, ProposalRules(limit=2)).tolist() == [0, 2]
     nothing = np.zeros(0)
-    assert without_doubles(rectangle[:0], values[:0], nothing, nothing, ProposalRules()).tolist() == []
+    assert without_duplicates(rectangle[:0], values[:0], nothing, nothing, ProposalRules()).tolist() == []

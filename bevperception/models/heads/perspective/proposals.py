@@ -1,4 +1,4 @@
-"""3D boxes from the perspective head: the best places of every image, without doubles, in the BEV frame."""
+"""3D boxes from the perspective head: the best of every image, without duplicates, in the BEV frame."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def survivors(rows: NDArray[np.float64], samples: int, rules: ProposalRules) -> 
     for begin, end in pairwise(first.tolist()):
         mine = order[begin:end]
         part = rows[mine]
-        kept.append(mine[without_doubles(part[:, 5:9], part[:, 9:], part[:, 1], part[:, 2], rules)])
+        kept.append(mine[without_duplicates(part[:, 5:9], part[:, 9:], part[:, 1], part[:, 2], rules)])
     return kept
 
 
@@ -171,7 +171,7 @@ def _candidates(scores: Tensor, rules: ProposalRules) -> _Candidates:
     return _Candidates(image, place, chosen % classes, score, valid)
 
 
-def without_doubles(
+def without_duplicates(
     rectangle: NDArray[np.float64],
     row: NDArray[np.float64],
     image: NDArray[np.float64],
@@ -191,7 +191,7 @@ def without_doubles(
     """
     radius = np.maximum(rules.merge_share * row[:, 3], _SMALLEST_RADIUS_M)
 
-    def doubles_of(index: int, others: NDArray[np.intp]) -> NDArray[np.bool_]:
+    def duplicates_of(index: int, others: NDArray[np.intp]) -> NDArray[np.bool_]:
         same_image = image[others] == image[index]
         overlap = _iou(rectangle[index], rectangle[others]) > rules.image_iou
         distance = np.hypot(*(row[others, :2] - row[index, :2]).T)
@@ -199,7 +199,7 @@ def without_doubles(
         near &= label[others] == label[index]
         return near
 
-    return np.array(greedy(len(label), doubles_of, rules.limit), dtype=np.int64)
+    return np.array(greedy(len(label), duplicates_of, rules.limit), dtype=np.int64)
 
 
 def _iou(one: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
