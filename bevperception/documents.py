@@ -7,13 +7,13 @@ every line, and both by thousands of nested brackets. The bounds are looked at b
 from __future__ import annotations
 
 import json
-import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from bevperception.errors import BevError, ConfigError
+from bevperception.names import read_file
 
 MOST_YAML_BYTES = 256 * 1024
 MOST_JSON_BYTES = 64 * 1024 * 1024
@@ -179,18 +179,7 @@ def read_text(path: Path, name: str, most_bytes: int, error: type[BevError] = Co
     Raises:
         BevError: of the kind asked for.
     """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            kind = "a folder" if path.is_dir() else "a pipe or a device"
-            raise error(f"cannot read {name}: it is {kind}, not a file")
-        with path.open("rb") as file:
-            content = file.read(most_bytes + 1)
-    except OSError as problem:
-        raise error(f"cannot read {name}: {problem.strerror}") from None
-    except ValueError:
-        raise error(f"cannot read {name}: there is a NUL character in its path") from None
-    if len(content) > most_bytes:
-        raise error(f"cannot read {name}: it has more than {most_bytes} bytes; likely cause: the wrong file")
+    content = read_file(path, most_bytes, name, error)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -72,13 +72,13 @@ def is_inside(name: str) -> bool:
     return bool(parts) and name.isprintable() and not name.startswith("/") and ".." not in parts
 
 
-def read_file(path: Path, most_bytes: int, what: str, error: Callable[[str], BevError] = DataError) -> bytes:
+def read_file(path: Path, most_bytes: int, name: str, error: Callable[[str], BevError] = DataError) -> bytes:
     """Read a regular file of a bounded size whole.
 
     Args:
         path: of the file.
         most_bytes: that it may have.
-        what: what messages call it, for example "image".
+        name: what messages call it, for example "image samples/x.jpg".
         error: to raise, made from its message.
 
     Raises:
@@ -91,18 +91,20 @@ def read_file(path: Path, most_bytes: int, what: str, error: Callable[[str], Bev
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
                 kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
-                raise error(f"cannot read {what} {path}: it is {kind}, not a file")
+                raise error(f"cannot read {name}: it is {kind}, not a file")
             if found.st_size > most_bytes:
-                size = f"{found.st_size} bytes, more than the {most_bytes} allowed"
-                raise error(f"cannot read {what} {path}: it has {size}")
+                raise error(
+                    f"cannot read {name}: it has {found.st_size} bytes, more than the {most_bytes} allowed; "
+                    "likely cause: the wrong file"
+                )
             with open(descriptor, "rb", closefd=False) as file:
-                return file.read(most_bytes)
+                return file.read(found.st_size)
         finally:
             os.close(descriptor)
     except OSError as problem:
-        raise error(f"cannot read {what} {path}: {problem.strerror}") from problem
-    except ValueError as problem:  # a NUL character in the path
-        raise error(f"cannot read {what} {_shown(str(path))}: {problem}") from problem
+        raise error(f"cannot read {name}: {problem.strerror}") from problem
+    except ValueError as problem:
+        raise error(f"cannot read {name}: there is a NUL character in its path") from problem
 
 
 def _shown(value: object) -> str:

@@ -238,7 +238,7 @@ class _SceneMessages:
             info = self.make.camera_info(stamp, frame, size, intrinsics)
             yield _Event(stamp, 4, info_topic(channel), "sensor_msgs/msg/CameraInfo", info)
             path = file_inside(self._reader.root, record["filename"], f"the filename of {channel}")
-            data = read_file(path, MOST_BYTES, "image")
+            data = read_file(path, MOST_BYTES, f"image {path}")
             if not self._options.raw:
                 kind = "png" if path.suffix.lower() == ".png" else "jpeg"
                 message = self.make.compressed(stamp, frame, data, kind)

@@ -127,7 +127,7 @@ def read_image(path: Path, size: tuple[int, int], reduction: int = 1) -> NDArray
     Raises:
         DataError: if it is missing, no regular file, truncated, not an image, of another size or too large.
     """
-    data = read_file(path, MOST_BYTES, "image")
+    data = read_file(path, MOST_BYTES, f"image {path}")
     return decode_image(data, size, reduction, str(path))
 
 
