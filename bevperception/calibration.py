@@ -1,4 +1,4 @@
-"""Where a vehicle's cameras sit, how they project, and how the vehicle moved: as a caller hands it over.
+"""Calibration of a vehicle's cameras, and its ego motion, checked when they are made.
 
 Matrices may be tensors, NumPy arrays or nested lists of any real type; they are kept as float64 copies. Rigid
 transforms may be given as (3, 4), without their last row (0, 0, 0, 1).

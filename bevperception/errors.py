@@ -28,7 +28,7 @@ _DISK_HINTS = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "too many files are open at once: raise the limit (ulimit -n)",
 }
-"""What the user can do about answers of the system that tell of the machine, not of a bug."""
+"""Hints by errno, for errors of the machine (disk, permissions) and not of this program."""
 _PLACE_HINTS = {
     errno.ENOENT: "no file can be made there: choose another place",
     errno.EEXIST: _IN_THE_WAY,
@@ -36,7 +36,7 @@ _PLACE_HINTS = {
     errno.EISDIR: _IN_THE_WAY,
     errno.ENOTEMPTY: _IN_THE_WAY,
 }
-"""About answers that, while a result is being written, tell of its place."""
+"""The same for errors that concern the place where a result is being written."""
 
 
 class BevError(Exception):
@@ -95,7 +95,7 @@ class NonFiniteLossError(BevError):
 
 
 def os_error_in(error: BaseException) -> OSError | None:
-    """The system's answer behind an exception; None if it is of another kind.
+    """The OSError behind an exception; None if there is none.
 
     Libraries hide it: torch.save raises a RuntimeError after an OSError, safetensors an error of its own
     with the number in its text.
@@ -112,7 +112,7 @@ def os_error_in(error: BaseException) -> OSError | None:
 
 
 def os_error_sentence(error: OSError, what: str) -> str:
-    """What failed, the system's answer, and on a second line what can be done about it.
+    """A message: what failed, the system's reason, and on a second line what can be done about it.
 
     Args:
         error: of the system.
@@ -143,8 +143,8 @@ def importing() -> Iterator[None]:
 def run_program(main: Callable[[], int | None]) -> None:
     """Run a command line's ``main`` and leave with its exit code.
 
-    A :class:`BevError` is printed to stderr without a traceback and exits with code 2, and so does what the
-    system says about a full disk, permissions and the like; an interrupt from the keyboard exits with 130 as
+    A :class:`BevError` is printed to stderr without a traceback and exits with code 2, and so does an
+    OSError about a full disk, permissions and the like; an interrupt from the keyboard exits with 130 as
     shells expect. Anything else is a bug of this project and keeps its traceback.
 
     Args:

@@ -1,4 +1,4 @@
-"""Writing that leaves whole files or none: with several processes, a full disk, an interrupt, a kill.
+"""Atomic writing: whole files or none, with several processes, a full disk, an interrupt or a kill.
 
 What is being written lies beside its final place in a folder of its own, ``.NAME.RANDOM.partial``, and takes
 its place in one step. A lock on that folder says that its process lives; the system lets go of the lock

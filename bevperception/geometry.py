@@ -198,9 +198,7 @@ def rigid_problem(a_to_b: Tensor) -> str:
             product = sum(a * b for a, b in zip(columns[i], columns[j], strict=True))
             # not <=, so that NaN, of numbers whose squares overflow, counts as wrong
             if not abs(product - (i == j)) <= RIGID_TOLERANCE:
-                return (
-                    f"is no rotation: the product of columns {i} and {j} is {product:.4g}, not {int(i == j)}"
-                )
+                return f"is not a rotation: product of columns {i} and {j} is {product:.4g}, not {i == j:d}"
     x, y, z = columns
     cross = (x[1] * y[2] - x[2] * y[1], x[2] * y[0] - x[0] * y[2], x[0] * y[1] - x[1] * y[0])
     if sum(a * b for a, b in zip(cross, z, strict=True)) < 0.0:

@@ -392,10 +392,11 @@ class _Canvas:
         if unknown or not images:
             have = ", ".join(map(str, unknown)) or "none"
             raise ValueError(f"images of some of {', '.join(self.cameras)} are needed, got {have}")
-        astray = [c for c in motion.at_exposure if c not in self.cameras and c not in rig.cameras]
-        if astray:
+        unknown_exposures = [c for c in motion.at_exposure if c not in self.cameras and c not in rig.cameras]
+        if unknown_exposures:
             raise ValueError(
-                f"at_exposure names {', '.join(astray)}, which no calibration and no model knows"
+                f"at_exposure names {', '.join(unknown_exposures)}, "
+                "which neither the calibration nor the model has"
             )
         projections = torch.eye(4, dtype=torch.float64).repeat(len(self.cameras), 1, 1)
         for slot, channel in enumerate(self.cameras):

@@ -32,8 +32,9 @@ def check_name(value: object, what: str, error: Callable[[str], BevError] = Data
     """
     if not isinstance(value, str) or not is_name(value):
         raise error(
-            f"{what} {_shown(value)} is no name: it must have 1 to {MOST_CHARACTERS} printable characters, "
-            "no slash, and no dot at the beginning\nlikely cause: damaged or hostile data"
+            f"{what} {_shown(value)} is not a valid name: it must have 1 to {MOST_CHARACTERS} "
+            "printable characters, no slash, and no dot at the beginning\n"
+            "likely cause: damaged or hostile data"
         )
     return value
 

@@ -103,11 +103,11 @@ NOT_RIGID = [
     (changed(-1.1e8, 0, 3), r"lies 1.1e\+08 m away"),
     (changed(0.01, 3, 0), "has the last row"),
     (changed(2.0, 3, 3), "has the last row"),
-    (changed(1e300, 0, 0), "is no rotation"),
-    (changed(0.1, 0, 0), "is no rotation"),
+    (changed(1e300, 0, 0), "is not a rotation"),
+    (changed(0.1, 0, 0), "is not a rotation"),
     (MOUNT * torch.tensor([1.0, 1.0, 1.002, 1.0]).double(), "product of columns 2 and 2 is 1.004, not 1"),
     (MOUNT @ torch.diag(torch.tensor([1.0, -1.0, 1.0, 1.0]).double()), "mirrors"),
-    (torch.diag(torch.tensor([0.0, 0.0, 0.0, 1.0]).double()), "is no rotation"),
+    (torch.diag(torch.tensor([0.0, 0.0, 0.0, 1.0]).double()), "is not a rotation"),
 ]
 
 

@@ -201,7 +201,7 @@ IMPOSSIBLE = {
     "infinite": (EgoMotion(pose_with(math.inf, 2)), "ego_to_global is not finite"),
     "off the Earth": (EgoMotion(pose_with(-1e300, 1)), "ego_to_global lies 1e+300 m away"),
     "scaled": (EgoMotion(EYE * 1.1), "ego_to_global has the last row"),
-    "not a rotation": (EgoMotion(pose_with(0.5, 0, 1)), "ego_to_global is no rotation"),
+    "not a rotation": (EgoMotion(pose_with(0.5, 0, 1)), "ego_to_global is not a rotation"),
     "zeros": (EgoMotion(torch.zeros(4, 4)), "ego_to_global has the last row"),
     "mirrored": (EgoMotion(pose_with(-1.0, 1, 1)), "ego_to_global mirrors"),
     "NaN at an exposure": (

@@ -39,7 +39,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_what_would_be_a_path_is_no_name(value: object) -> None:
-    with pytest.raises(ConfigError, match=r"the token .* is no name"):
+    with pytest.raises(ConfigError, match=r"the token .* is not a valid name"):
         check_name(value, "the token", ConfigError)
 
 
@@ -96,7 +96,7 @@ def test_images_outside_the_root_are_not_read(tiny_nuscenes: Path, tmp_path: Pat
 
 
 def test_maps_of_hostile_names_are_not_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"map name '\.\./x' is no name"):
+    with pytest.raises(DataError, match=r"map name '\.\./x' is not a valid name"):
         expansion_path(tmp_path, "../x")
 
 
@@ -106,5 +106,5 @@ def test_a_hostile_token_is_refused_before_anything_is_predicted(tmp_path: Path)
     model: Any = None
     config = micro_config(tmp_path)
     reader: Any = None
-    with pytest.raises(DataError, match=r"sample token '\.\./\.\./\.\./x' is no name"):
+    with pytest.raises(DataError, match=r"sample token '\.\./\.\./\.\./x' is not a valid name"):
         write_predictions(model, config, reader, chosen, torch.device("cpu"), tmp_path, segmentation=True)

@@ -17,7 +17,7 @@ _VERSION = 9
 
 
 def require_rosbags() -> None:
-    """Refuse to go on without rosbags, which only bags themselves need, not --help nor what is in a message.
+    """Refuse to go on without rosbags; only opening bags needs it, not --help.
 
     Raises:
         ConfigError: if it is not installed.

@@ -1,4 +1,4 @@
-"""What the tensors of a file must be before they become a model's: every way in comes through here."""
+"""Checks of tensors from files before they fill a model; every loader uses them."""
 
 from __future__ import annotations
 

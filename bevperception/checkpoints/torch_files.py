@@ -1,4 +1,4 @@
-"""Files of ``torch.save``, of which only plain values, tensors and NumPy's single numbers are read."""
+"""Files of ``torch.save``, of which only plain values, tensors and NumPy scalars are read."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _READABLE: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     np.dtype,
     *(type(np.dtype(kind)) for kind in _NUMPY_KINDS),
 ]
-"""What NumPy's single numbers and texts are made of again; none of it runs code of the file. Training
-programs leave such numbers beside their weights: a best score, a step."""
+"""Callables that NumPy scalars are unpickled with; none of them runs code of the file. Training programs save
+such scalars beside their weights: a best score, a step."""
 
 _FOREIGN = (
     re.compile(r"Unsupported global: GLOBAL (\S+) was"),
@@ -32,7 +32,7 @@ _FOREIGN = (
 
 
 def read_torch_file(path: Path) -> object:
-    """Plain containers, tensors and NumPy numbers of a file of ``torch.save``, on the CPU; no code runs.
+    """Plain containers, tensors and NumPy scalars of a file of ``torch.save``, on the CPU; no code runs.
 
     Raises:
         CheckpointError: it is missing, damaged or holds something else.

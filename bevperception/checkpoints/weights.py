@@ -339,7 +339,9 @@ def _read_safetensors(path: Path) -> Weights:
             "published weights have to be converted first"
         )
     if "card" not in metadata:
-        raise CheckpointError(f"{path} has no card in its metadata, so nobody knows what model it is of")
+        raise CheckpointError(
+            f"{path} has no card in its metadata, so the model that it belongs to is unknown"
+        )
     return Weights(state, card_from_json(metadata["card"], str(path)), path)
 
 

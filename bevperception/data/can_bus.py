@@ -33,7 +33,7 @@ _DAMAGE = (
     *(AssertionError, LookupError, TypeError, ValueError, OverflowError, AttributeError, RecursionError),
     OSError,
 )
-"""What the devkit and NumPy answer to JSON that is no list of messages."""
+"""Errors that the devkit and NumPy raise for JSON that is not a list of messages."""
 
 _Array = NDArray[np.float64]
 

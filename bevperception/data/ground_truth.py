@@ -1,4 +1,4 @@
-"""Whether there is anything to learn from, or to be measured by, in the samples of a split."""
+"""Check that the samples of a split have ground truth to train on or to evaluate with."""
 
 from __future__ import annotations
 

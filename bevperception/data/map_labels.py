@@ -79,7 +79,7 @@ def expansion_path(root: Path, location: str) -> Path:
     """Where the map expansion of a location lies: ``maps/expansion/{location}.json``.
 
     Raises:
-        DataError: the location is no name.
+        DataError: the location is not a valid name.
     """
     check_name(location, "map name")
     return root / "maps" / "expansion" / f"{location}.json"
@@ -122,7 +122,7 @@ _DAMAGE = (
     *(AssertionError, LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError),
     *(MemoryError, OSError, shapely.errors.ShapelyError),
 )
-"""What the devkit and shapely answer to JSON that is no map."""
+"""Errors that the devkit and shapely raise for JSON that is not a map."""
 
 
 def _check_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
@@ -199,7 +199,7 @@ class SegmentationLabels:
 
 
 def draw_footprints(boxes: Tensor, grid: BEVGrid) -> Tensor:
-    """Where boxes stand.
+    """Rasterise the footprints of boxes.
 
     Args:
         boxes: (n, 9) BEV frame.

@@ -2,7 +2,7 @@
 
 Every damaged record is found and named; records that cannot be used are taken out, so that the devkit, which
 trusts its tables, opens the rest. Samples that a damaged record belongs to are lost. Damage that cannot be
-laid to samples makes the whole tables unusable.
+assigned to samples makes the whole tables unusable.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from bevperception.data.table_rules import (
 )
 
 _WHOLE: Final = ("log", "scene", "sample", "map")
-"""Tables whose damage cannot be laid to samples."""
+"""Tables whose damage cannot be assigned to samples."""
 _ORDER: Final = (
     *("category", "attribute", "visibility", "sensor", "log", "map"),
     *("calibrated_sensor", "instance", "ego_pose", "scene", "sample", "sample_data", "sample_annotation"),
 )
-"""Tables after those that they refer to; scene and sample, which refer to each other, are looked at apart."""
+"""Tables after those that they refer to; the links between scene and sample are checked separately."""
 _MIXED: Final = "the tables come from different downloads, or one was cut short"
 _DANGLING: Final = -1
 _NO_LINK: Final = -2
@@ -137,7 +137,7 @@ class _Check:
         rule = file_token()
         unnamed = [self._fault(table, records[row], "token", rule) for row in bad_rows(rule, column)]
         if unnamed:
-            # No link can lead to such a record, so nobody can say what it belongs to.
+            # No link can lead to such a record, so what it belongs to is unknown.
             self.result.fatal += unnamed
             return
         self._sound[table] = set(column)
@@ -244,7 +244,7 @@ class _Check:
         self._columns.clear()
 
     def _lose(self, table: str, record: Record, sentence: str) -> None:
-        """Give the sample of a record up; where nobody can tell which one that is, give all up."""
+        """Mark the sample of a record as lost; if that sample is unknown, the tables are unusable."""
         sample, channel = record.get("sample_token"), None
         if table == "sample_data":
             mount = record.get("calibrated_sensor_token")
@@ -377,7 +377,7 @@ class _Check:
         return None
 
     def _give_up(self, scene: Record, samples: Mapping[str, Record], sentence: str) -> None:
-        """Lose all samples of a scene; chain them as they stand in the table, so that nobody gets lost."""
+        """Lose all samples of a scene; chain them in the table's order, so that the chain has an end."""
         records = list(samples.values())
         for place, record in enumerate(records):
             self._lose_sample(record["token"], None, sentence)
@@ -428,11 +428,11 @@ class _Check:
             step = sign * (times[target[rows]] - times[rows])
             same = group[target[rows]] == group[rows]
             # A sample without a time is lost already; what is linked to it has no fault of its own.
-            untold = rows[np.isnan(step)].tolist()
+            timeless = rows[np.isnan(step)].tolist()
             wrong = rows[~(same & (step > 0)) & ~np.isnan(step)].tolist()
             for row in sorted((*wrong, *np.flatnonzero(target == _DANGLING).tolist())):
                 self._cut(table, records[row], side, of)
-            for row in untold:
+            for row in timeless:
                 records[row][side] = ""
 
     def _targets(self, table: str, side: str, index: Mapping[str, int]) -> NDArray[np.int64]:
@@ -447,7 +447,7 @@ class _Check:
             )
 
     def _cut(self, table: str, record: Record, side: str, of: str) -> None:
-        """Take a wrong link away; where it leads to a damaged record, that one has been told already."""
+        """Remove a wrong link; one to a damaged record is not reported again."""
         target = record.get(side, MISSING)
         if not (isinstance(target, str) and target in self._broken.get(table, {})):
             when = "earlier" if side == "prev" else "later"

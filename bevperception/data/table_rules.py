@@ -258,7 +258,7 @@ def intrinsics() -> Rule:
 
 
 def table_rules(table: str, sound: Mapping[str, Collection[str]]) -> dict[str, Rule]:
-    """The rules of a table, by field; links between records of one table are looked at apart.
+    """The rules of a table, by field; links between records of one table are checked separately.
 
     Args:
         table: one of :data:`TABLES`.

@@ -66,8 +66,8 @@ def open_tables(root: Path, version: str) -> OpenTables:
         version: for example v1.0-mini.
 
     Raises:
-        DataError: if the root, the version, a table or a map image is missing, or so damaged that nobody can
-            say which samples it costs.
+        DataError: if the root, the version, a table or a map image is missing, or damage cannot be
+            assigned to samples.
     """
     if not root.is_dir():
         raise DataError(f"data root {root} does not exist; set data.root to the folder that holds {version}/")
@@ -166,7 +166,7 @@ def _raise_first(folder: Path, sentences: list[str]) -> None:
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Millions of records at once make Python look for garbage again and again, where there is none."""
+    """Pause garbage collection: among millions of new records it takes long and finds nothing."""
     was_on = gc.isenabled()
     gc.disable()
     try:

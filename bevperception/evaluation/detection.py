@@ -195,7 +195,7 @@ def _run_devkit(
 
 
 def _with_reference_poses(nusc: NuScenes) -> NuScenes:
-    """The tables with samples that have no key frame of the reference sensor in a scene of no split."""
+    """The tables; samples without a key frame of the reference sensor are in a scene outside all splits."""
     absent = {sample["token"] for sample in nusc.sample if REFERENCE_SENSOR not in sample["data"]}
     if not absent:
         return nusc

@@ -1,4 +1,4 @@
-"""What a training run says before its first step, so that a mistake is seen at once and not after hours."""
+"""Lines that a training run prints before its first step, so that wrong settings are seen at once."""
 
 from __future__ import annotations
 

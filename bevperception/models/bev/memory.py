@@ -22,13 +22,13 @@ _SNAP = 2.0**20
 
 
 def known_poses(frames: CameraFrames) -> Tensor:
-    """Whether each sample's pose can be one at all: finite and on Earth, and so its CAN-bus vector.
+    """Whether each sample's pose and CAN-bus vector are possible: finite and on Earth.
 
     Args:
         frames: B samples.
 
     Returns:
-        (B,) bool. What is False here can neither be given a memory nor become one.
+        (B,) bool. Where it is False, the frame neither uses a memory nor becomes one.
     """
     # not a comparison with >, so that NaN counts as unknown
     known = (frames.bev_to_global.abs() <= MAX_COORDINATE_M).flatten(1).all(1)
