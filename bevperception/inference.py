@@ -19,7 +19,14 @@ from bevperception.config import DataConfig
 from bevperception.data.image_input import ImageInput
 from bevperception.data.transforms import ImageFit
 from bevperception.errors import ConfigError, DataError
-from bevperception.frame_checks import check_shapes, check_types, check_values, checked_image, seconds
+from bevperception.frame_checks import (
+    all_finite,
+    check_shapes,
+    check_types,
+    check_values,
+    checked_image,
+    seconds,
+)
 from bevperception.geometry import MAX_COORDINATE_M, invert_rigid, rigid_problem
 from bevperception.models.precision import resolve_precision
 from bevperception.structures import BEVMemory, Boxes3D, CameraFrames, ModelOutputs
@@ -294,7 +301,7 @@ class StreamingPredictor:
         model: Any = self.model
         with torch.inference_mode(), self._autocast():
             outputs, memory = model(frames.to(self.device), self._memory)
-        if not bool(memory.features.isfinite().all()):
+        if not all_finite(memory.features):
             # Remembered, they would make every later frame as bad, which then shows no boxes at all.
             self._memory, self._why_empty = None, f"the frame before gave {_NOT_FINITE}"
             raise DataError(
