@@ -39,28 +39,6 @@ def check_name(value: object, what: str, error: Callable[[str], BevError] = Data
     return value
 
 
-def file_inside(root: Path, name: object, what: str, error: Callable[[str], BevError] = DataError) -> Path:
-    """Return the path of a file that data names relative to its root.
-
-    Links in the root may lead elsewhere: people keep their images on another disk.
-
-    Args:
-        root: of the data.
-        name: for example samples/CAM_FRONT/x.jpg.
-        what: what messages call it.
-        error: to raise, made from its message.
-
-    Raises:
-        BevError: of the kind asked for: it is no text, or would leave the root.
-    """
-    if not isinstance(name, str) or not is_inside(name):
-        raise error(
-            f"{what} {_shown(name)} must name a file inside {root}, without '..'\n"
-            "likely cause: damaged or hostile data"
-        )
-    return root / name
-
-
 def is_name(value: str) -> bool:
     """Whether a file can be named after a text, see :func:`check_name`."""
     plain = value.isprintable() and "/" not in value and "\\" not in value
@@ -68,7 +46,10 @@ def is_name(value: str) -> bool:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a text names a file below a root, see :func:`file_inside`."""
+    """Whether a text names a file below a root, such as samples/CAM_FRONT/x.jpg.
+
+    Links in the root may lead elsewhere: people keep their images on another disk.
+    """
     parts = PurePosixPath(name).parts
     return bool(parts) and name.isprintable() and not name.startswith("/") and ".." not in parts
 

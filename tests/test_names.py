@@ -14,9 +14,10 @@ import torch
 from bevperception.config import DataConfig
 from bevperception.data.map_labels import expansion_path
 from bevperception.data.nuscenes import NuScenesReader, SceneRecord
+from bevperception.data.table_rules import file_name, is_good
 from bevperception.errors import ConfigError, DataError, SampleError
 from bevperception.evaluation.predictions import ChosenSamples, write_predictions
-from bevperception.names import check_name, file_inside, read_file
+from bevperception.names import check_name, is_inside, read_file
 from tests.fixtures.tiny_nuscenes import VERSION
 from tests.streaming.helpers import micro_config
 
@@ -50,12 +51,11 @@ def test_names_are_names(value: str) -> None:
     assert check_name(value, "the token") == value
 
 
-@pytest.mark.parametrize(
-    "name", ["", "..", "../x", "a/../../x", "/etc/passwd", "a/\x00", "a\n", 7, None, "."]
-)
-def test_a_file_name_does_not_leave_its_root(name: Any, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"filename .* must name a file inside"):
-        file_inside(tmp_path, name, "filename")
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/../../x", "/etc/passwd", "a/\x00", "a\n", "."])
+def test_a_file_name_does_not_leave_its_root(name: str) -> None:
+    assert not is_inside(name)
+    assert not is_good(file_name(), ["samples/a.jpg", name])
+    assert is_good(file_name(), ["samples/a.jpg", "samples/..a..b/c.jpg"])
 
 
 def test_links_in_the_root_may_lead_elsewhere(tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_links_in_the_root_may_lead_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "disk" / "a.jpg").write_bytes(b"image")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "samples").symlink_to(tmp_path / "disk")
-    path = file_inside(tmp_path / "root", "samples/a.jpg", "filename")
-    assert read_file(path, 5, "image") == b"image"
+    assert is_inside("samples/a.jpg")
+    assert read_file(tmp_path / "root" / "samples" / "a.jpg", 5, "image") == b"image"
     with pytest.raises(DataError, match="No such file"):
         read_file(tmp_path / "none", 5, "image")
 

@@ -25,7 +25,7 @@ from bevperception.data.images import MOST_BYTES, decode_image
 from bevperception.data.nuscenes import REFERENCE_SENSOR, NuScenesReader, SceneRecord
 from bevperception.errors import DataError
 from bevperception.geometry import invert_rigid, transform_boxes
-from bevperception.names import file_inside, read_file
+from bevperception.names import read_file
 from bevperception.streaming.conversions import object_rows
 from bevperception.streaming.rig import write_mounts
 from bevperception.structures import Boxes3D
@@ -237,7 +237,7 @@ class _SceneMessages:
             stamp, size = stamp_ns_of_record(record), (int(record["width"]), int(record["height"]))
             info = self.make.camera_info(stamp, frame, size, intrinsics)
             yield _Event(stamp, 4, info_topic(channel), "sensor_msgs/msg/CameraInfo", info)
-            path = file_inside(self._reader.root, record["filename"], f"the filename of {channel}")
+            path = self._reader.root / record["filename"]
             data = read_file(path, MOST_BYTES, f"image {path}")
             if not self._options.raw:
                 kind = "png" if path.suffix.lower() == ".png" else "jpeg"

@@ -22,7 +22,6 @@ from bevperception.data.table_checks import show
 from bevperception.data.tables import open_tables
 from bevperception.errors import DataError, SampleError
 from bevperception.geometry import invert_rigid, pose_matrix, rotation_from_quaternion, transform_points
-from bevperception.names import file_inside
 from bevperception.structures import Boxes3D
 from bevperception.taxonomy import DETECTION_CLASSES, VEHICLE_CATEGORY
 
@@ -348,12 +347,7 @@ class NuScenesReader:
         ego_to_global = self._pose("ego_pose", data["ego_pose_token"], sample["token"])
         return CameraRecord(
             channel=channel,
-            path=file_inside(
-                self.root,
-                data["filename"],
-                f"sample {sample['token']}, {channel}: filename",
-                lambda text: SampleError(text, sample["token"]),
-            ),
+            path=self.root / data["filename"],  # inside the root: a rule of the tables
             width=data["width"],
             height=data["height"],
             timestamp_s=data["timestamp"] * 1e-6,
