@@ -37,6 +37,12 @@ _PLACE_HINTS = {
     errno.ENOTEMPTY: _IN_THE_WAY,
 }
 """The same for errors that concern the place where a result is being written."""
+_LOST_WORKER = re.compile(r"DataLoader worker \(pid\S* [\d, ]+\) (is killed by signal|exited unexpectedly)")
+"""How PyTorch begins to say that one of its loader processes has died."""
+_LOST_WORKER_SENTENCE = (
+    "a process that loads data has died\n"
+    "likely cause: the memory was full; try fewer of them (data.workers), or smaller batches"
+)
 
 
 class BevError(Exception):
@@ -144,8 +150,9 @@ def run_program(main: Callable[[], int | None]) -> None:
     """Run a command line's ``main`` and leave with its exit code.
 
     A :class:`BevError` is printed to stderr without a traceback and exits with code 2, and so does an
-    OSError about a full disk, permissions and the like; an interrupt from the keyboard exits with 130 as
-    shells expect. Anything else is a bug of this project and keeps its traceback.
+    OSError about a full disk, permissions and the like, and the death of a loader process; an interrupt from
+    the keyboard exits with 130 as shells expect. Anything else is a bug of this project and keeps its
+    traceback.
 
     Args:
         main: the program; its return value (None means 0) becomes the exit code.
@@ -155,6 +162,11 @@ def run_program(main: Callable[[], int | None]) -> None:
         sys.stdout.flush()
     except BevError as error:
         print(f"error: {error}", file=sys.stderr)
+        code = USAGE_EXIT_CODE
+    except RuntimeError as error:
+        if _LOST_WORKER.match(str(error)) is None:
+            raise
+        print(f"error: {_LOST_WORKER_SENTENCE}", file=sys.stderr)
         code = USAGE_EXIT_CODE
     except BrokenPipeError:  # whoever read the output, such as `head`, has enough
         _drop_stdout()

@@ -22,6 +22,10 @@ class _Movable:
         """The same values in page-locked memory (for DataLoader)."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def share_memory(self) -> Self:
+        """The same values in memory that other processes can map; RuntimeError where there is too little."""
+        return self._map(lambda tensor: tensor.share_memory_() if tensor.numel() else tensor)
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         values = {f.name: _map_value(getattr(self, f.name), function) for f in fields(self)}
         return type(self)(**values)

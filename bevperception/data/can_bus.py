@@ -22,8 +22,11 @@ from bevperception.can_bus import CAN_BUS_SIZE
 from bevperception.data.nuscenes import REFERENCE_SENSOR, NuScenesReader
 from bevperception.errors import DataError, SampleError
 from bevperception.geometry import MAX_COORDINATE_M, rotation_from_quaternion, yaw_of
+from bevperception.names import has_file
 
 GRAVITY_M_S2 = 9.81
+MOST_MESSAGE_BYTES = 64 * 1024**2
+"""Of a scene's pose messages; those of nuScenes' 20 seconds have about half a megabyte."""
 POSE_SPACING_S = 0.25
 """Ego poses at least this far apart are differentiated; nearer ones would amplify their noise."""
 POSE_GAP_S = 1.5
@@ -124,7 +127,7 @@ class CanBusReader:
         if int(name[-4:]) in self._api.can_blacklist:
             return None
         path = self._reader.root / "can_bus" / f"{name}_pose.json"
-        if not path.is_file():
+        if not has_file(path, MOST_MESSAGE_BYTES, f"CAN-bus file {path}"):
             return None
         try:
             messages = self._api.get_messages(name, "pose", print_warnings=False)

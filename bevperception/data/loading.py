@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bevperception.data.dataset import SkippedBatch, collate, init_worker
-from bevperception.errors import BevError, DataError
+from bevperception.errors import BevError, ConfigError, DataError
 from bevperception.structures import BadSample, Batch
 
 MAX_REPLACEMENTS = 20
@@ -120,7 +121,27 @@ def collate_or_fail(samples: Sequence[Batch | BadSample | Failure]) -> Loaded:
         if isinstance(sample, Failure):
             return sample
         good.append(sample)
-    return collate(good)
+    batch = collate(good)
+    in_worker = torch.utils.data.get_worker_info() is not None
+    return _shared(batch) if in_worker and isinstance(batch, Batch) else batch
+
+
+def _shared(batch: Batch) -> Batch | Failure:
+    """A batch on its way out of a worker.
+
+    The queue to the main process would share it, too. But where there is no room the queue's thread drops
+    it, and the main process waits for it without end.
+    """
+    try:
+        return batch.share_memory()
+    except (RuntimeError, OSError) as error:
+        return Failure(
+            ConfigError(
+                f"a batch does not go through shared memory: {str(error).splitlines()[0]}\n"
+                "likely cause: /dev/shm is small, as in many containers (docker run --shm-size 4g makes it "
+                "larger); data.workers=0 does without"
+            )
+        )
 
 
 def build_loader(

@@ -20,11 +20,13 @@ from bevperception.config_model import SegmentationConfig
 from bevperception.data.rasterise import Edges, box_edges, polygon_edges, rasterise
 from bevperception.errors import DataError
 from bevperception.geometry import MAX_COORDINATE_M, BEVGrid
-from bevperception.names import check_name
+from bevperception.names import check_name, has_file
 from bevperception.taxonomy import MAP_CLASSES
 
 LAYERS_OF_CLASS = {name: (name,) for name in MAP_CLASSES} | {"divider": ("road_divider", "lane_divider")}
 """Map layers that make up a class (the recipe of BEVFusion)."""
+MOST_MAP_BYTES = 256 * 1024**2
+"""Of a map expansion; nuScenes' largest has about 60 MB."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,16 @@ def load_map(root: Path, location: str, divider_width_m: float) -> dict[str, Lay
         layers by class of ``taxonomy.MAP_CLASSES``; None if the location has no map expansion.
 
     Raises:
-        DataError: if the file is damaged, outdated, or for a place the devkit does not know.
+        DataError: if the file is damaged, too large, no regular file, outdated, or for a place the devkit
+            does not know.
     """
     path = expansion_path(root, location)
-    if not path.is_file():
+    if not has_file(path, MOST_MAP_BYTES, f"map expansion {path}"):
         return None
     try:
         nusc_map = NuScenesMap(dataroot=str(root), map_name=location)
         _check_nodes(nusc_map.node)
+        _check_layers(nusc_map)
         return {name: Layer.of(list(_polygons(nusc_map, name, divider_width_m))) for name in MAP_CLASSES}
     except _DAMAGE as error:
         raise DataError(
@@ -127,9 +131,19 @@ _DAMAGE = (
 
 def _check_nodes(nodes: Sequence[Mapping[str, Any]]) -> None:
     """Raise ValueError for a node that lies nowhere: shapely would drop its polygons without a word."""
-    places = np.array([(node["x"], node["y"]) for node in nodes], dtype=np.float64).reshape(-1, 2)
+    places = np.array([(node["x"], node["y"]) for node in nodes]).reshape(-1, 2)
+    if places.dtype.kind not in "fiu":
+        raise TypeError("a node whose x or y is no number")
     for row in np.flatnonzero(~(np.abs(places) <= MAX_COORDINATE_M).all(axis=-1))[:1].tolist():
         raise ValueError(f"node {nodes[row].get('token')!r} lies at {places[row].tolist()} m")
+
+
+def _check_layers(nusc_map: NuScenesMap) -> None:
+    """Raise TypeError for a layer that is no list: an empty object would be drawn as an empty layer."""
+    for layer in (layer for layers in LAYERS_OF_CLASS.values() for layer in layers):
+        records = getattr(nusc_map, layer)
+        if not isinstance(records, list):
+            raise TypeError(f"{layer} must be a list of records, got a {type(records).__name__}")
 
 
 def _polygons(nusc_map: NuScenesMap, name: str, divider_width_m: float) -> Iterator[Polygon]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from nuscenes.utils.splits import create_splits_scenes
 
-from bevperception.documents import read_json
+from bevperception.documents import MOST_JSON_BYTES, read_json
 from bevperception.errors import ConfigError, DataError
+from bevperception.names import has_file
 
 _VERSION_SUFFIX = {
     "train": "trainval",
@@ -35,7 +36,7 @@ def custom_splits(version_folder: Path) -> dict[str, list[str]]:
         DataError: if the file is not JSON of the form {"name": ["scene-...", ...]}.
     """
     path = version_folder / "splits.json"
-    if not path.is_file():
+    if not has_file(path, MOST_JSON_BYTES, f"splits {path}"):
         return {}
     content = read_json(path, str(path), DataError)
     if not isinstance(content, dict) or not all(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ from nuscenes.can_bus.can_bus_api import NuScenesCanBus
 from pyquaternion import Quaternion
 
 from bevperception.config import DataConfig
-from bevperception.data.can_bus import GRAVITY_M_S2, CanBusReader, TimedPose, ego_motion, with_ego_pose
+from bevperception.data.can_bus import (
+    GRAVITY_M_S2,
+    MOST_MESSAGE_BYTES,
+    CanBusReader,
+    TimedPose,
+    ego_motion,
+    with_ego_pose,
+)
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import DataError
 from tests.fixtures.tiny_nuscenes import (
@@ -112,6 +120,18 @@ def test_damaged_messages(tmp_path: Path, content: str) -> None:
     reader = open_reader(root)
     with pytest.raises(DataError, match=r"scene-9001_pose\.json is damaged"):
         CanBusReader(reader).vector(tokens_of(reader, 0)[0])
+
+
+def test_messages_are_a_regular_file_of_bounded_size(tmp_path: Path) -> None:
+    root = write_tiny_nuscenes(tmp_path)
+    path = root / "can_bus" / f"{WITH_CAN.name}_pose.json"
+    os.truncate(path, MOST_MESSAGE_BYTES + 1)
+    with pytest.raises(DataError, match=r"cannot read CAN-bus file .*9001_pose\.json: it has 67108865 bytes"):
+        CanBusReader(open_reader(root)).has_messages(WITH_CAN.name)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="it is a pipe or a device"):
+        CanBusReader(open_reader(root)).has_messages(WITH_CAN.name)
 
 
 def test_messages_need_not_be_sorted_nor_start_in_time(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,13 @@ from torch import Tensor
 from bevperception.config import AugmentationConfig, ExperimentConfig
 from bevperception.config_model import SegmentationConfig
 from bevperception.data.dataset import build_dataset
-from bevperception.data.map_labels import SegmentationLabels, draw_footprints, expansion_path, load_map
+from bevperception.data.map_labels import (
+    MOST_MAP_BYTES,
+    SegmentationLabels,
+    draw_footprints,
+    expansion_path,
+    load_map,
+)
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.data.rasterise import polygon_edges, rasterise
 from bevperception.data.transforms import BEVDraw
@@ -236,7 +243,7 @@ def test_no_expansion_means_no_map_labels(tiny_nuscenes: Path) -> None:
     assert maps[1].sum() == 0
 
 
-@pytest.mark.parametrize("damage", ["truncated", "incomplete", "outdated", "dangling"])
+@pytest.mark.parametrize("damage", ["truncated", "incomplete", "outdated", "dangling", "no list", "text"])
 def test_damaged_expansion(tmp_path: Path, damage: str) -> None:
     root = write_tiny_nuscenes(tmp_path)
     path = expansion_path(root, MAP_WITH_EXPANSION)
@@ -248,10 +255,32 @@ def test_damaged_expansion(tmp_path: Path, damage: str) -> None:
             del content["walkway"]
         elif damage == "outdated":
             content["version"] = "1.2"
+        elif damage == "no list":
+            content["walkway"] = {}
+        elif damage == "text":
+            content["node"][0]["x"] = str(content["node"][0]["x"])
         else:
             content["node"] = content["node"][1:]
         path.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"singapore-onenorth\.json .*version 1\.3"):
+        load_map(root, MAP_WITH_EXPANSION, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("folder", "it is a folder"), ("pipe", "pipe"), ("large", "bytes")]
+)
+def test_maps_are_regular_files_of_bounded_size(tmp_path: Path, kind: str, message: str) -> None:
+    root = write_tiny_nuscenes(tmp_path)
+    path = expansion_path(root, MAP_WITH_EXPANSION)
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.touch()
+        os.truncate(path, MOST_MAP_BYTES + 1)
+    with pytest.raises(DataError, match=rf"cannot read map expansion .*onenorth\.json: .*{message}"):
         load_map(root, MAP_WITH_EXPANSION, 1.0)
 
 

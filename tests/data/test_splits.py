@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 import shutil
@@ -80,6 +81,13 @@ def test_a_reserved_name_must_not_mean_other_scenes(folder: Path) -> None:
 def test_damaged_splits_file(folder: Path, content: str) -> None:
     (folder / "splits.json").write_text(content)
     with pytest.raises(DataError, match=r"splits\.json"):
+        scenes_of_split(VAL_SPLIT, folder, NAMES)
+
+
+def test_splits_that_are_a_pipe(folder: Path) -> None:
+    (folder / "splits.json").unlink()
+    os.mkfifo(folder / "splits.json")
+    with pytest.raises(DataError, match=r"cannot read splits .*splits\.json: it is a pipe"):
         scenes_of_split(VAL_SPLIT, folder, NAMES)
 
 
