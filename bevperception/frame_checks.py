@@ -114,9 +114,8 @@ def checked_image(image: object, channel: str) -> NDArray[np.uint8]:
         ValueError: if it is not (height, width, 3) uint8.
     """
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
-        return np.require(
-            image, requirements=["C", "W"]
-        )  # PyTorch takes neither views backwards nor locked ones
+        # PyTorch takes neither views with negative strides nor read-only arrays.
+        return np.require(image, requirements=["C", "W"])
     shape = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
     cause = ""
     if isinstance(image, np.ndarray) and image.dtype != np.uint8:
