@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,13 @@ from bevperception.data.images import read_image
 from bevperception.data.map_labels import SegmentationLabels
 from bevperception.data.nuscenes import CameraRecord, NuScenesReader, SampleRecord, projection_matrix
 from bevperception.errors import DataError, SampleError
-from bevperception.geometry import invert_rigid, pose_matrix, transform_boxes, yaw_of
+from bevperception.geometry import (
+    MAX_COORDINATE_M,
+    invert_rigid,
+    rotation_from_quaternion,
+    transform_boxes,
+    yaw_of,
+)
 from bevperception.structures import Boxes3D
 from bevperception.taxonomy import DETECTION_CLASSES
 from bevperception.visualization.bev import SegmentationLayers
@@ -113,30 +120,58 @@ def boxes_of_submission(entries: Sequence[dict[str, Any]], bev_to_global: Tensor
         scored boxes, in the order of the entries.
 
     Raises:
-        DataError: if an entry lacks something or names an unknown class.
+        DataError: if the entries are no list, or one is no box: something is missing or of a wrong type, a
+            number is not finite or impossibly large, a size is not positive, or the class is unknown.
     """
+    if not isinstance(entries, list):
+        raise DataError(f"{name}: the boxes of a sample must be a list, got a {type(entries).__name__}")
     rows: list[list[float]] = []
     labels: list[int] = []
     scores: list[float] = []
     for entry in entries:
         try:
-            width, length, height = entry["size"]
-            pose = pose_matrix(_vector(entry["translation"], 3), _vector(entry["rotation"], 4))
-            velocity = _vector(entry["velocity"], 2).tolist()
-            labels.append(DETECTION_CLASSES.index(entry["detection_name"]))
-            scores.append(float(entry["detection_score"]))
-        except (KeyError, TypeError, ValueError) as error:
+            row, label, score = _box_of(entry)
+        except ValueError as error:
             raise DataError(
-                f"{name}: a box is not in the nuScenes submission format ({error}): {entry}"
+                f"{name}: a box is not in the nuScenes submission format ({error}): {reprlib.repr(entry)}"
             ) from error
-        rows.append([*pose[:3, 3].tolist(), length, width, height, float(yaw_of(pose)), *velocity])
+        rows.append(row)
+        labels.append(label)
+        scores.append(score)
     values = torch.tensor(rows, dtype=torch.float64).reshape(-1, 9)
     in_bev = transform_boxes(values, invert_rigid(bev_to_global))
     return Boxes3D(in_bev, torch.tensor(labels, dtype=torch.int64), torch.tensor(scores))
 
 
-def _vector(values: Sequence[float], length: int) -> Tensor:
-    vector = torch.tensor([float(v) for v in values], dtype=torch.float64)
-    if len(vector) != length:
-        raise ValueError(f"{length} numbers wanted, got {len(vector)}")
-    return vector
+def _box_of(entry: object) -> tuple[list[float], int, float]:
+    """Values in the global frame, label and score of one entry; raises ValueError if it is no box."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"a box must be an object, got a {type(entry).__name__}")
+    width, length, height = size = _numbers(entry, "size", 3)
+    if min(size) <= 0.0:
+        raise ValueError("size must be positive")
+    rotation = _numbers(entry, "rotation", 4)
+    if sum(number * number for number in rotation) < 1e-12:
+        raise ValueError("rotation must be a quaternion, not zero")
+    position, velocity = _numbers(entry, "translation", 3), _numbers(entry, "velocity", 2, unknown=True)
+    if entry.get("detection_name") not in DETECTION_CLASSES:
+        raise ValueError(f"detection_name must be one of {', '.join(DETECTION_CLASSES)}")
+    (score,) = _numbers({"detection_score": [entry.get("detection_score")]}, "detection_score", 1)
+    yaw = float(yaw_of(rotation_from_quaternion(torch.tensor(rotation, dtype=torch.float64))))
+    row = [*position, length, width, height, yaw, *velocity]
+    return row, DETECTION_CLASSES.index(entry["detection_name"]), score
+
+
+def _numbers(entry: dict[str, Any], name: str, length: int, unknown: bool = False) -> list[float]:
+    """The numbers of a field, also NaN if ``unknown``; raises ValueError if it is something else."""
+    values = entry.get(name)
+    if not isinstance(values, (list, tuple)) or [_is_number(v, unknown) for v in values] != [True] * length:
+        count = f"{length} finite number{'s' if length > 1 else ''}"
+        raise ValueError(f"{name} must be {count} of at most {MAX_COORDINATE_M:g}")
+    return [float(value) for value in values]
+
+
+def _is_number(value: object, unknown: bool) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) <= MAX_COORDINATE_M or (unknown and value != value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -113,6 +114,20 @@ def test_boxes_of_a_submission_are_those_that_were_submitted(tiny_nuscenes: Path
         {"rotation": [1, 0, 0]},
         {"velocity": None},
         {"translation": "x"},
+        {"translation": [math.nan, 2, 3]},
+        {"translation": [10**400, 2, 3]},
+        {"translation": [1e300, 2, 3]},
+        {"translation": [True, 2, 3]},
+        {"translation": ["1", 2, 3]},
+        {"size": [1, 0, 3]},
+        {"size": [1, -2, 3]},
+        {"size": [1, math.inf, 3]},
+        {"rotation": [0, 0, 0, 0]},
+        {"rotation": [math.nan, 0, 0, 0]},
+        {"rotation": [1e-200, 0, 0, 0]},
+        {"velocity": [0, math.inf]},
+        {"detection_score": math.nan},
+        {"detection_name": ["car"]},
     ],
 )
 def test_damaged_submission_entries_are_refused(damage: dict[str, object]) -> None:
@@ -127,6 +142,11 @@ def test_damaged_submission_entries_are_refused(damage: dict[str, object]) -> No
     assert len(boxes_of_submission([entry], torch.eye(4, dtype=torch.float64), "file.json")) == 1
     with pytest.raises(DataError, match=r"file\.json"):
         boxes_of_submission([entry | damage], torch.eye(4, dtype=torch.float64), "file.json")
+    for entries in (None, {}, "x", [None], [1]):
+        with pytest.raises(DataError, match=r"file\.json: .* must be a(n object| list), got a "):
+            boxes_of_submission(entries, torch.eye(4, dtype=torch.float64), "file.json")  # type: ignore[arg-type]
+    unknown = entry | {"velocity": [math.nan, math.nan]}
+    assert len(boxes_of_submission([unknown], torch.eye(4, dtype=torch.float64), "file.json")) == 1
 
 
 def test_picture_shows_the_images_and_the_truth_of_its_sample(reader: NuScenesReader) -> None:
