@@ -43,6 +43,9 @@ def custom_splits(version_folder: Path) -> dict[str, list[str]]:
         isinstance(v, list) and all(isinstance(name, str) for name in v) for v in content.values()
     ):
         raise DataError(f'{path} must hold {{"split": ["scene name", ...], ...}}')
+    for name in content:
+        if not name.isprintable() or not name:  # a surrogate could not even be printed
+            raise DataError(f"{path}: the name of a split must have printable characters, got {name!a}")
     return content
 
 

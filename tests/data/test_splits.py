@@ -84,6 +84,14 @@ def test_damaged_splits_file(folder: Path, content: str) -> None:
         scenes_of_split(VAL_SPLIT, folder, NAMES)
 
 
+@pytest.mark.parametrize("name", ["\ud800x", "a\nb", "\x1b[2J", ""])
+def test_names_of_splits_can_be_printed(folder: Path, name: str) -> None:
+    write(folder, {"mine": ["scene-9003"], name: ["scene-9003"]})
+    with pytest.raises(DataError, match=r"splits\.json: the name of a split must have printable") as caught:
+        usable_splits(folder, NAMES)
+    assert str(caught.value).isascii()
+
+
 def test_splits_that_are_a_pipe(folder: Path) -> None:
     (folder / "splits.json").unlink()
     os.mkfifo(folder / "splits.json")
