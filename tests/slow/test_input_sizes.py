@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,20 +15,32 @@ ALLOWED_MAP = 0.01
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demonstration's world: images of 225 x 400 pixels, a scene of 40 frames to evaluate on."""
-    root = tmp_path_factory.mktemp("sizes") / "world"
-    program = [sys.executable, str(REPOSITORY / "tools" / "make_world.py")]
-    subprocess.run([*program, "--scenes=2", "--seed=90210", "--size=400x225", str(root)], check=True)
-    return root
+def make_world(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Makes a world of images of 225 x 400 pixels with so many scenes of 40 frames to evaluate on."""
+
+    def make(scenes: int) -> Path:
+        root = tmp_path_factory.mktemp("sizes") / "world"
+        program = [sys.executable, str(REPOSITORY / "tools" / "make_world.py")]
+        share = scenes / (scenes + 1)
+        options = (f"--scenes={scenes + 1}", f"--val-share={share}", "--seed=4242", "--size=400x225")
+        subprocess.run([*program, *options, str(root)], check=True)
+        return root
+
+    return make
 
 
+# Between 224 and 225 rows the mAP of a scene's 40 frames differs by 0.002 on average, with a standard
+# deviation of 0.008 (22 scenes): it takes several scenes to tell 0.01. Where objects are two or four times as
+# large as those that the weights know, mAP is below 0.1 and differs less.
 @pytest.mark.slow
-@pytest.mark.parametrize(("height", "width"), [(225, 400), (450, 800), (900, 1600)])
+@pytest.mark.parametrize(
+    ("height", "width", "scenes"), [(225, 400, 8), (450, 800, 2), (900, 1600, 1)], ids=["225", "450", "900"]
+)
 def test_a_height_between_multiples_of_the_stride(
-    world: Path, tmp_path: Path, height: int, width: int
+    make_world: Callable[[int], Path], tmp_path: Path, height: int, width: int, scenes: int
 ) -> None:
     """The images' own height, the multiple of 32 below (rows cut off) and the one above (blank rows)."""
+    world = make_world(scenes)
 
     def mean_ap(rows: int) -> float:
         out = tmp_path / str(rows)
