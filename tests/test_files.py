@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -33,17 +32,9 @@ from bevperception.files import (
     writing_folder,
 )
 from bevperception.visualization.video import VideoError, write_video
+from tests.fixtures.full_disk import limited_files
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def small_files() -> Iterator[int]:
-    """As on a nearly full disk: no file of this process may become larger than this many bytes."""
-    limit, before = 5000, resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def child(program: str, *arguments: object) -> subprocess.Popen[str]:
@@ -295,29 +286,31 @@ def pictures(count: int) -> Iterator[np.ndarray]:
 
 
 def test_every_way_of_writing_says_that_the_disk_is_full(
-    tmp_path: Path, small_files: int, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    limit = 5000
     kept = tmp_path / "kept"
     kept.write_bytes(b"before")
 
     def torch_save() -> None:
         with writing(kept) as partial, partial.open("wb") as file:
-            torch.save({"a": torch.zeros(small_files)}, file)
+            torch.save({"a": torch.zeros(limit)}, file)
 
     def safetensors_save() -> None:
         with writing(kept) as partial:
-            save_file({"a": torch.zeros(small_files)}, partial)
+            save_file({"a": torch.zeros(limit)}, partial)
 
-    ways = [torch_save, safetensors_save, lambda: write_json(kept, [0] * small_files)]
-    for way in (*ways, lambda: write_bytes(kept, b"x" * (small_files + 1))):
-        with pytest.raises(OutputError, match=r"cannot write .*kept: File too large\n"):
-            way()
-    with pytest.raises(VideoError, match=r"kept 0 of 20 pictures\.\nThe disk is probably full"):
-        write_video(tmp_path / "a.mp4", pictures(20), 2.0)
-    with pytest.raises(OutputError):
-        write_bytes(tmp_path / "new" / "folder" / "a", b"x" * (small_files + 1))
+    ways = [torch_save, safetensors_save, lambda: write_json(kept, [0] * limit)]
+    with limited_files(limit):
+        for way in (*ways, lambda: write_bytes(kept, b"x" * (limit + 1))):
+            with pytest.raises(OutputError, match=r"cannot write .*kept: File too large\n"):
+                way()
+        with pytest.raises(VideoError, match=r"kept 0 of 20 pictures\.\nThe disk is probably full"):
+            write_video(tmp_path / "a.mp4", pictures(20), 2.0)
+        with pytest.raises(OutputError):
+            write_bytes(tmp_path / "new" / "folder" / "a", b"x" * (limit + 1))
+        write_bytes(kept, b"x" * limit)  # as much as there is room for
     assert capfd.readouterr().err == ""  # nothing of FFmpeg's own
-    write_bytes(kept, b"x" * small_files)  # as much as there is room for
     assert left(tmp_path) == ["kept"]
 
 

@@ -26,6 +26,7 @@ from bevperception.training.checkpointing import list_checkpoints
 from bevperception.training.experiment import train_experiment
 from bevperception.training.logs import RunLogger
 from bevperception.training.run import train
+from tests.fixtures.full_disk import limited_files
 from tests.training.standin import TinyModel, TinySource, no_evaluation, tiny_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -133,15 +134,6 @@ def test_a_folder_where_a_result_will_be_is_found_first(name: str, tmp_path: Pat
     assert f"{name} is a folder where a file will be written" in said
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """As on a nearly full disk: no file of this process may become larger than 4 KB."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 class FillsDisk(TinySource):
     """Takes the room away while sample of draw 4 is loaded: the checkpoints before it are written."""
 
@@ -169,7 +161,7 @@ def test_a_disk_that_fills_up_stops_training_and_keeps_the_checkpoint_before(tmp
     assert read_weights(tmp_path).card.step == 8
 
 
-def test_a_log_on_a_full_disk_keeps_its_lines_whole(tmp_path: Path, small_files: None) -> None:
+def test_a_log_on_a_full_disk_keeps_its_lines_whole(tmp_path: Path) -> None:
     logger = RunLogger(tmp_path, name="logs", flush_logs_every_n_steps=1)
     path = tmp_path / "logs" / "version_0" / "metrics.csv"
 
@@ -177,12 +169,13 @@ def test_a_log_on_a_full_disk_keeps_its_lines_whole(tmp_path: Path, small_files:
         for step in range(1000):
             logger.log_metrics({"loss": 1.0 / 3.0}, step)
 
-    with pytest.raises(OutputError, match=r"cannot write .*metrics\.csv: File too large"):
-        fill()
-    whole = path.read_text()
-    assert whole.endswith("\n")
-    with pytest.raises(OutputError):
-        logger.log_metrics({"val/NDS": 0.5}, 2000)  # another column: all lines are written anew
+    with limited_files(4096):
+        with pytest.raises(OutputError, match=r"cannot write .*metrics\.csv: File too large"):
+            fill()
+        whole = path.read_text()
+        assert whole.endswith("\n")
+        with pytest.raises(OutputError):
+            logger.log_metrics({"val/NDS": 0.5}, 2000)  # another column: all lines are written anew
     assert path.read_text() == whole
 
 
