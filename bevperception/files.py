@@ -164,6 +164,24 @@ def output_folder(
             yield folder
 
 
+def open_lock(path: str | os.PathLike[str]) -> int:
+    """Open a file to lock it, which is made if need be; never what a symbolic link leads to.
+
+    Returns:
+        A descriptor, to be closed by the caller.
+
+    Raises:
+        OutputError: it is a symbolic link: what it leads to would be made.
+        OSError: it cannot be opened.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP and os.path.islink(path):
+            raise OutputError(f"{path} is a symbolic link where a lock will be made; remove it") from None
+        raise
+
+
 def check_output_file(target: str | os.PathLike[str]) -> None:
     """Try whether a file can be written, before the work for it begins; leaves nothing behind.
 
@@ -275,7 +293,7 @@ def _lock(path: Path, folder: bool = False, must: bool = False) -> int | None:
     """
     while True:
         try:
-            descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW) if folder else open_lock(path)
         except FileNotFoundError:
             if folder:
                 return None

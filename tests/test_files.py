@@ -279,6 +279,22 @@ def test_what_the_system_refuses_is_said_at_once(
     assert left(tmp_path) == []
 
 
+def test_a_lock_that_is_a_link_makes_nothing_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    lock, absent, mine = tmp_path / "run" / LOCK_NAME, tmp_path / "absent", tmp_path / "mine"
+    mine.write_text("mine")
+    for target in (absent, mine, tmp_path):
+        lock.symlink_to(target)
+        with pytest.raises(OutputError, match=rf"{lock} is a symbolic link where a lock will be made"):
+            output_folder(lock.parent).__enter__()
+        assert lock.is_symlink()
+        lock.unlink()
+    assert not absent.exists()
+    assert mine.read_text() == "mine"
+    with output_folder(lock.parent):
+        assert lock.is_file()
+
+
 def pictures(count: int) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(0)
     for _ in range(count):

@@ -28,7 +28,7 @@ from bevperception.data.world.settings import LOCATIONS, WorldConfig
 from bevperception.data.world.tables import SCENE_TABLES, TABLES, Tables, map_filename, shared_tables
 from bevperception.documents import read_json
 from bevperception.errors import ConfigError, DataError, OutputError
-from bevperception.files import explained, write_bytes, write_json
+from bevperception.files import explained, open_lock, write_bytes, write_json
 from bevperception.processes import WorkerPool
 
 MARKER: Final = "world.json"
@@ -176,7 +176,7 @@ def _locked(partial: Path) -> Iterator[None]:
     others = [p for p in partial.iterdir() if p.name not in begun and not p.name.startswith(f".{MARKER}.")]
     if others and not (partial / MARKER).is_file():
         raise DataError(f"{partial} holds something else than an unfinished world; remove it")
-    with (partial / LOCK).open("w") as file:
+    with os.fdopen(open_lock(partial / LOCK), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

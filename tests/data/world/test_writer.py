@@ -244,6 +244,16 @@ def test_two_processes_do_not_make_one_world(tmp_path: Path) -> None:
         make_world(TINY, tmp_path / "world", progress=False)
 
 
+def test_a_lock_that_is_a_link_empties_nothing(tmp_path: Path) -> None:
+    mine = tmp_path / "thesis.tex"
+    mine.write_text("...")
+    partial = leave_unfinished(tmp_path / "world", TINY, finished=0)
+    (partial / writer.LOCK).symlink_to(mine)
+    with pytest.raises(OutputError, match="is a symbolic link where a lock"):
+        make_world(TINY, tmp_path / "world", progress=False)
+    assert mine.read_text() == "..."
+
+
 def test_a_full_disk_is_told_and_can_be_resumed(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
