@@ -33,6 +33,7 @@ from bevperception.structures import BEVMemory, Boxes3D, CameraFrames, ModelOutp
 
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 _COMPILED_PARTS = ("backbone", "neck")
+_DEVICES = ("cpu", "cuda", "mps")
 _FIRST = "first frame"
 _NO_MOTION = "no ego motion"
 _NOT_FINITE = "BEV features that are NaN or infinite"
@@ -128,6 +129,9 @@ class StreamingPredictor:
 
     Attributes:
         last_reset: why the newest frame started a new memory; None when the memory was used.
+
+    Raises:
+        ConfigError: there is no such device or precision.
     """
 
     def __init__(
@@ -139,7 +143,7 @@ class StreamingPredictor:
         data: DataConfig | None = None,
         compiled: bool = False,
     ) -> None:
-        self.device = torch.device(device)
+        self.device = _checked_device(device)
         self.model = model.to(self.device).eval()
         self.precision = resolve_precision(precision, self.device)
         self.rules = rules or ResetRules()
@@ -332,6 +336,21 @@ class StreamingPredictor:
         if dtype is torch.float16 and self.device.type == "cpu":
             dtype = torch.bfloat16  # as Lightning does: CPUs have no float16 autocast of use
         return torch.autocast(self.device.type, dtype)
+
+
+def _checked_device(device: torch.device | str) -> torch.device:
+    """The device of a name; one that is not there is refused."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type not in _DEVICES:
+        raise ConfigError(f"device must be one of {', '.join(_DEVICES)} or cuda:NUMBER, got {str(device)!r}")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device is {found}, but this PyTorch sees {torch.cuda.device_count()} GPUs")
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device is mps, but this PyTorch cannot compute on it")
+    return found
 
 
 def _why_alone(motion: EgoMotion | None, channels: Iterable[str]) -> str:

@@ -204,6 +204,21 @@ def test_an_unknown_precision_is_refused() -> None:
         StreamingPredictor(TinyModel(), precision="fp8")
 
 
+@pytest.mark.parametrize("device", ["gpu", "meta", "cpu:x", "", None, 1.5])
+def test_an_unknown_device_is_refused(device: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"^device must be one of cpu, cuda, mps or .*got '{device!s}'$"):
+        StreamingPredictor(TinyModel(), device=device)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    absent = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(ConfigError, match=rf"device is {absent}, but this PyTorch sees \d+ GPUs"):
+        StreamingPredictor(TinyModel(), device=absent)
+    if not torch.backends.mps.is_available():
+        with pytest.raises(ConfigError, match="cannot compute"):
+            StreamingPredictor(TinyModel(), device=torch.device("mps"))
+
+
 def test_two_vehicles_are_refused() -> None:
     with pytest.raises(ValueError, match="one vehicle, got frames of 2"):
         StreamingPredictor(TinyModel()).perceive(concatenate_frames([frames_at(0.0)] * 2), "a")
