@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -169,6 +170,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "published weights have to be converted first"
         )
     plain: dict[str, Any] = checkpoint
+    if isinstance(plain["global_step"], np.integer):
+        plain["global_step"] = int(plain["global_step"])
     named_tensors(plain["state_dict"], f"state_dict of {path}")
     card_from_values({"config": plain[CONFIG_KEY], "step": plain["global_step"]}, str(path))
     return plain

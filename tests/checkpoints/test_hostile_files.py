@@ -316,6 +316,18 @@ def test_checkpoints_that_hold_something_else(
         read_weights(tmp_path / "x.ckpt")
 
 
+def test_a_step_that_numpy_counted_is_one(
+    tmp_path: Path, state: dict[str, Tensor], config: ExperimentConfig
+) -> None:
+    path = training_checkpoint(tmp_path / "n.ckpt", state, config_to_dict(config), global_step=np.int64(3))
+    step = read_weights(path).card.step
+    assert (step, type(step)) == (3, int)
+    for wrong in (np.float64(3.0), np.bool_(True)):
+        training_checkpoint(path, state, config_to_dict(config), global_step=wrong)
+        with pytest.raises(CheckpointError, match="step must be a whole number"):
+            read_weights(path)
+
+
 def test_weights_alone_cannot_be_resumed(
     tmp_path: Path, state: dict[str, Tensor], config: ExperimentConfig
 ) -> None:
