@@ -103,8 +103,12 @@ class WorkerPool(ProcessPoolExecutor):
         self.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin(parent: int, prepare: Callable[[], Any] | None) -> None:
-    """Set a worker up; it ends when its parent is gone."""
+def end_with_parent(parent: int) -> None:
+    """End this process, whatever it does, soon after its parent; to be called once in a started process.
+
+    Args:
+        parent: the parent's process id, which may have ended already.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -112,5 +116,10 @@ def _begin(parent: int, prepare: Callable[[], Any] | None) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _begin(parent: int, prepare: Callable[[], Any] | None) -> None:
+    """Set a worker up."""
+    end_with_parent(parent)
     if prepare is not None:
         prepare()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,7 @@ from bevperception.data.nuscenes import NuScenesReader, SampleRecord, SceneRecor
 from bevperception.data.transforms import AugmentationDraw
 from bevperception.errors import ConfigError, DataError, SampleError
 from bevperception.geometry import transform_boxes
+from bevperception.processes import end_with_parent
 from bevperception.structures import BadSample, Batch, Boxes3D, CameraFrames, Targets, concatenate_frames
 from bevperception.taxonomy import ATTRIBUTES, DETECTION_CLASSES
 
@@ -310,8 +312,14 @@ def _augments_bev(config: AugmentationConfig) -> bool:
 
 
 def init_worker(worker_id: int) -> None:
-    """For ``DataLoader(worker_init_fn=...)``: one thread a worker, as the workers share the cores."""
+    """For ``DataLoader(worker_init_fn=...)``: one thread a worker, as the workers share the cores.
+
+    A worker also ends when its parent is killed. PyTorch's own watch looks between two batches only.
+    """
     del worker_id
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        end_with_parent(parent.pid)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     # NumPy's BLAS would spin in a second thread for every small matrix: half of the time.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import re
 import resource
 import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +65,40 @@ def test_too_little_shared_memory_is_said() -> None:
         ConfigError, match=r"a batch does not go through shared memory: .*\n.*data\.workers=0"
     ):
         load(Source(shrink))
+
+
+def test_loader_processes_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    """In the middle of a sample that takes for ever: nothing asks them for another one."""
+    told = tmp_path / "worker"
+
+    def wait_for_ever() -> None:
+        told.write_text(str(os.getpid()))
+        time.sleep(10 * PATIENCE_S)
+
+    parent = multiprocessing.get_context("fork").Process(target=load, args=(Source(wait_for_ever),))
+    parent.start()
+    deadline = time.monotonic() + PATIENCE_S
+    while not (told.exists() and told.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    worker = int(told.read_text())
+    parent.kill()
+    parent.join()
+    try:
+        while is_alive(worker) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not is_alive(worker)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        state = Path("/proc", str(process), "stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in ("Z", "X")
 
 
 def test_a_killed_loader_process_is_said(capfd: pytest.CaptureFixture[str]) -> None:
