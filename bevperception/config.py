@@ -148,8 +148,6 @@ class TrainingConfig:
         nodes: machines.
         strategy: Lightning strategy; auto, ddp, ...
         accelerator: auto, cpu or gpu.
-        perspective_steps: so many first steps train the perspective head alone, with its backbone and neck
-            (two-stage schedule).
         initial_weights: weights.safetensors, run folder or checkpoint to start from.
         initial_parts: take only these parts of the model from initial_weights, for example backbone and neck
             of a perspective head's run; none named takes the whole model.
@@ -178,7 +176,6 @@ class TrainingConfig:
     nodes: Annotated[int, Range(1, 65_536)] = 1
     strategy: Name = "auto"
     accelerator: Name = "auto"
-    perspective_steps: Annotated[int, Range(0, MOST_STEPS)] = 0
     initial_weights: str | None = None
     initial_parts: Annotated[tuple[Name, ...], Distinct()] = ()
     frozen_parts: Annotated[tuple[Name, ...], Distinct()] = ()
@@ -204,8 +201,6 @@ class ExperimentConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        if self.training.perspective_steps and not self.model.perspective.enabled:
-            raise ConfigError("training.perspective_steps needs model.perspective.enabled")
         embedded, cameras = self.model.bev.camera_embedding, len(self.data.cameras)
         if 0 < embedded < cameras:
             raise ConfigError(

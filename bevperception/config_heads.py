@@ -10,10 +10,7 @@ from bevperception.config_limits import (
     BOX_CODE,
     MOST_CELLS,
     Boxes,
-    Count,
     Depth,
-    Levels,
-    Reach,
     Weight,
     Width,
 )
@@ -48,9 +45,9 @@ class PerspectiveConfig:
 
     Args:
         enabled: supervise the images directly; needed for model.detection.query_mode=hybrid.
-        alone: train and predict with it alone; the BEV part stands still.
+        only: the model is this head with backbone and neck, without a BEV: the first stage of a two-stage
+            training, whose weights the whole model then starts from (training.initial_weights).
         weight: of its losses among all.
-        levels: neck levels it looks at; None for all.
         convolutions: depth of its three towers, at least 1.
         channels: width of the towers; None takes bev.channels.
         norm: of the towers, a level's own: 'group', 'batch' (published) or 'none'.
@@ -59,21 +56,13 @@ class PerspectiveConfig:
         std_depth_m: the deviations.
         size_limits_px: between a level and the next coarser one; each level answers for objects whose
             farthest side lies that far from a place.
-        radius: places this many strides around the centre of an object answer for it.
-        min_side_px: objects that are smaller in the image are no ground truth there.
-        min_visible: nor are those of whose rectangle a smaller share lies in the image.
-        max_depth_m: largest depth of ground truth and predictions.
         score_threshold: lowest score of a proposal.
-        per_image: at most so many places of an image become candidates.
-        image_iou: overlap in the image above which the better of two proposals of a class stays.
-        merge_share: the same for centres nearer on the ground than this share of the length.
         max_proposals: at most so many a sample.
     """
 
     enabled: bool = False
-    alone: bool = False
+    only: bool = False
     weight: Weight = 1.0
-    levels: Levels | None = None
     convolutions: Depth = 2
     channels: Width | None = None
     norm: Literal["group", "batch", "none"] = "group"
@@ -98,21 +87,14 @@ class PerspectiveConfig:
         256.0,
         512.0,
     )
-    radius: Annotated[float, Range(0.001, 1000.0)] = 1.5
-    min_side_px: Annotated[float, Range(0.0, 16384.0)] = 4.0
-    min_visible: Share = 0.2
-    max_depth_m: Annotated[float, Range(0.001, 10000.0)] = 80.0
     score_threshold: Share = 0.05
-    per_image: Boxes = 100
-    image_iou: Share = 0.6
-    merge_share: Annotated[float, Range(0.0, 100.0)] = 0.5
     max_proposals: Boxes = 100
 
     def __post_init__(self) -> None:
         check_settings(self, "model.perspective")
         check_class_order("model.perspective.classes", self.classes)
-        if self.alone and not self.enabled:
-            raise ConfigError("perspective.alone needs perspective.enabled")
+        if self.only and not self.enabled:
+            raise ConfigError("perspective.only needs perspective.enabled")
 
 
 @dataclass
@@ -129,25 +111,17 @@ class DetectionConfig:
         groups: groups of so many queries in training, each of which learns all objects (Group DETR);
             inference uses the first.
         layers: decoder layers.
-        heads: attention heads.
-        points: sampling points per head in the decoder's cross-attention.
-        first_reach_cells: as bev.first_reach_cells, for the decoder, in cells of the BEV.
-        hidden_layers: hidden layers of the classification and regression branches.
         yaw_convention: 'standard' regresses the yaw of the BEV frame; 'mmdet3d_0.17' the published
             checkpoints' (-yaw - pi/2).
-        score_range_m: (x_min, y_min, z_min, x_max, y_max, z_max) that decoded centres lie within.
         max_boxes: at most so many boxes a frame are decoded.
-        merge_share: of two decoded boxes of a class whose centres lie nearer than this share of the better
-            one's length, the better one stays; 0 keeps both, as published.
-        class_loss_weight: weight of the focal classification loss.
-        box_loss_weight: weight of the L1 box loss.
-        class_cost_weight: weight of the focal classification cost in matching.
-        box_cost_weight: weight of the L1 box cost in matching.
+        nms_radius_ratio: non-maximum suppression by distance: of two decoded boxes of a class whose centres
+            lie nearer than this share of the better one's length, the better one stays; 0 keeps both, as
+            published.
+        box_loss_weight: weight of the box loss, and of the same cost in matching; those of the classification
+            are 2, as in all published models.
         unknown_velocity: what a ground-truth box with unknown velocity loses in the box loss: only the
             'velocity', or the whole 'box' as in the published code.
         box_loss: 'l1' as in the paper, or 'smooth_l1', for loss and matching cost.
-        focal_alpha: focal loss alpha.
-        focal_gamma: focal loss gamma.
         code_weights: weight of each of the 10 box-code entries in the box loss.
         velocity: where a box's velocity comes from: its 'queries' as in the paper, or the 'cells', which is
             the centre head's velocity at the box's centre, with the query's added. Needs centres.enabled.
@@ -159,29 +133,12 @@ class DetectionConfig:
     query_mode: Literal["learned", "hybrid"] = "learned"
     groups: Depth = 1
     layers: Depth = 3
-    heads: Count = 4
-    points: Count = 4
-    first_reach_cells: Reach | None = None
-    hidden_layers: Annotated[int, Range(0, 100)] = 2
     yaw_convention: Literal["standard", "mmdet3d_0.17"] = "standard"
-    score_range_m: Annotated[tuple[float, float, float, float, float, float], Range(-10000.0, 10000.0)] = (
-        -61.2,
-        -61.2,
-        -10.0,
-        61.2,
-        61.2,
-        10.0,
-    )
     max_boxes: Boxes = 300
-    merge_share: Annotated[float, Range(0.0, 100.0)] = 0.0
-    class_loss_weight: Weight = 2.0
+    nms_radius_ratio: Annotated[float, Range(0.0, 100.0)] = 0.0
     box_loss_weight: Weight = 0.25
-    class_cost_weight: Weight = 2.0
-    box_cost_weight: Weight = 0.25
     unknown_velocity: Literal["velocity", "box"] = "velocity"
     box_loss: Literal["l1", "smooth_l1"] = "l1"
-    focal_alpha: Share = 0.25
-    focal_gamma: Annotated[float, Range(0.0, 100.0)] = 2.0
     code_weights: Annotated[tuple[float, ...], Length(BOX_CODE, BOX_CODE), Range(0.0, 1e6)] = (
         1.0,
         1.0,
@@ -198,12 +155,6 @@ class DetectionConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "model.detection")
-        lowest, highest = self.score_range_m[:3], self.score_range_m[3:]
-        if not all(low < high for low, high in zip(lowest, highest, strict=True)):
-            raise ConfigError(
-                "model.detection.score_range_m must be three smallest and then three larger coordinates, "
-                f"got {self.score_range_m}"
-            )
         check_class_order("model.detection.classes", self.classes)
 
 
@@ -220,8 +171,6 @@ class SegmentationConfig:
         blocks: residual blocks before the classifier.
         focal_weight: weight of the focal loss.
         dice_weight: weight of the dice loss.
-        focal_alpha: focal loss alpha; negative for no class balance.
-        focal_gamma: focal loss gamma.
     """
 
     enabled: bool = True
@@ -232,8 +181,6 @@ class SegmentationConfig:
     blocks: Annotated[int, Range(0, 100)] = 2
     focal_weight: Weight = 10.0
     dice_weight: Weight = 1.0
-    focal_alpha: Annotated[float, Range(-1.0, 1.0)] = -1.0
-    focal_gamma: Annotated[float, Range(0.0, 100.0)] = 2.0
 
     def __post_init__(self) -> None:
         check_settings(self, "model.segmentation")

@@ -22,6 +22,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from bevperception.config import ExperimentConfig
+from bevperception.config_migration import replacement
 from bevperception.documents import MOST_YAML_BYTES, RefusedError, check_yaml_bounds, read_text, read_yaml
 from bevperception.errors import ConfigError
 from bevperception.files import write_text
@@ -234,9 +235,11 @@ class ConfigParser(ArgumentParser):
             return f"{where}: {key}: {complaint[:300]}{hint}"
         unknown = re.search(r"unrecognized arguments: (\S+)", message)
         if unknown:
-            name = unknown.group(1)
+            option = unknown.group(1).split("=")[0]
             known = [option for action in self._actions for option in action.option_strings]
-            return f"{COMMAND_LINE}: unknown option {name}.{_nearest(name.split('=')[0], known)}"
+            old = replacement(option.removeprefix("--"))
+            hint = f" In older versions it was a setting: {old}." if old else _nearest(option, known)
+            return f"{COMMAND_LINE}: unknown option {unknown.group(1)}.{hint}"
         required = re.search(r"arguments are required: (.*)", message)
         if required:
             return f"{COMMAND_LINE}: --{required.group(1).replace(', ', ', --')} is needed"
@@ -354,7 +357,8 @@ def _refuse_unknown(source: ConfigSource) -> None:
                 look(value, f"{name}.")
             elif name not in _KEYS:
                 known = [*_KEYS, *_SECTIONS, BASE_KEY]
-                raise ConfigError(f"{where}: unknown key {name}.{_nearest(name, known)}")
+                hint = f" In older versions it was a setting: {old}." if (old := replacement(name)) else ""
+                raise ConfigError(f"{where}: unknown key {name}.{hint or _nearest(name, known)}")
 
     look(source.values, "")
 

@@ -27,7 +27,8 @@ class BackboneConfig:
         variant: internimage_{micro,t,s,b,l,xl,h,g}, resnet{50,101} or resnet_micro.
         out_indices: stages (0 to 3; strides 4, 8, 16, 32) handed to the neck.
         drop_path_rate: stochastic depth; None takes the variant's own.
-        checkpointing: recompute activations in backward to save memory.
+        checkpointing: recompute the activations of the backbone and of a fusion of frames in backward, to
+            save memory.
         frozen_stages: stages that do not train; -1 trains all, 0 freezes the stem, k the stem and
             the first k stages.
         train_norm: batch norm learns and goes by its batches, as a ResNet from random weights needs; without
@@ -78,30 +79,25 @@ class BEVConfig:
         y_range_m: edges along y in metres, BEV frame.
         z_range_m: heights between which pillar points lie, metres, BEV frame.
         layers: encoder layers; 0 is not allowed.
-        heads: attention heads.
-        pillar_points: points a pillar is lifted to in spatial cross-attention.
-        spatial_points: sampling points per head and level there, a multiple of pillar_points.
-        temporal_heads: heads of temporal self-attention; None for as many as the others have. Where a thing
-            came from is told by the head that sees it: a few heads tell too few places apart for velocities.
+        heads: attention heads, here and in the decoder.
+        temporal_heads: heads of temporal self-attention; None for as many as the others have. Each head
+            starts with its own direction of motion: velocities need more directions than a few.
         temporal_points: sampling points per head in temporal self-attention.
-        first_reach_cells: how far the outermost sampling points of spatial attention look before training, in
-            cells of the image features; the innermost look at their place itself. None for the published
-            start, where point p looks p + 1 cells out: right for the published sizes, far off the mark on
-            small images.
-        first_temporal_reach_cells: the same for temporal attention, in cells of the BEV; as far as what moves
-            comes from one frame to the next.
+        initial_reach_cells: initial offset of the outermost sampling points of spatial attention, in cells of
+            the image features, and of the decoder's, in cells of the BEV; the innermost start at the
+            reference point. None for the published initial offsets, p + 1 cells for point p: right for the
+            published sizes, too far on small images.
+        initial_temporal_reach_cells: the same for temporal attention, in cells of the BEV: as far as objects
+            move from one frame to the next.
         feedforward_channels: width of the feed-forward layers, here and in the decoder.
         dropout: drop-out in the encoder's and the decoder's attention and feed-forward layers.
         alignment: how earlier BEV features are brought into the current frame: 'warp' samples them
             bilinearly with the full planar motion; 'published' turns them by the yaw difference
-            (nearest cell) and shifts reference points, as the published v1 checkpoints were trained.
-        rotate_center: (column, row) that 'published' turns about; the published models keep (100, 100).
-        can_bus: add an embedding of the 18-number CAN-bus vector to the BEV queries.
+            (nearest cell), shifts reference points and adds an embedding of the CAN-bus vector to the BEV
+            queries, as the published v1 checkpoints were trained.
         camera_embedding: number of cameras that have a learned embedding of their own (by position in
             the batch); 0 for none, which makes the model independent of the cameras' order.
-        feature_levels: neck levels it looks at; None for all.
-        feature_levels_embedding: rows of the level embedding; None takes neck.levels (the published
-            models keep 4 rows even where one level is used).
+        feature_levels: neck levels that the BEV samples, finest first; None for all.
     """
 
     channels: Width = 128
@@ -112,20 +108,15 @@ class BEVConfig:
     z_range_m: Extent = (-5.0, 3.0)
     layers: Depth = 2
     heads: Count = 4
-    pillar_points: Count = 4
-    spatial_points: Count = 8
     temporal_heads: Count | None = None
     temporal_points: Count = 4
-    first_reach_cells: Reach | None = None
-    first_temporal_reach_cells: Reach | None = None
+    initial_reach_cells: Reach | None = None
+    initial_temporal_reach_cells: Reach | None = None
     feedforward_channels: Width = 256
     dropout: Annotated[float, Range(0.0, below=1.0)] = 0.0
     alignment: Literal["warp", "published"] = "warp"
-    rotate_center: Annotated[tuple[float, float], Range(-10000.0, 10000.0)] = (100.0, 100.0)
-    can_bus: bool = False
     camera_embedding: Annotated[int, Range(0, 1024)] = 0
     feature_levels: Levels | None = None
-    feature_levels_embedding: Levels | None = None
 
     def __post_init__(self) -> None:
         check_settings(self, "model.bev")
@@ -144,60 +135,64 @@ class BEVConfig:
         """The grid of the BEV features."""
         return BEVGrid(*self.x_range_m, *self.y_range_m, self.rows, self.columns)
 
+    @property
+    def range_m(self) -> tuple[float, float, float, float, float, float]:
+        """(x_min, y_min, z_min, x_max, y_max, z_max) in metres, BEV frame."""
+        (x0, x1), (y0, y1), (z0, z1) = self.x_range_m, self.y_range_m, self.z_range_m
+        return (x0, y0, z0, x1, y1, z1)
+
 
 @dataclass
 class TemporalConfig:
-    """How other frames come in: BEVFormer v1's recurrence, or v2's fusion of several frames.
+    """How other frames enter: by BEVFormer v1's recurrence, or by v2's fusion of several frames.
 
     Args:
-        mode: 'recurrent' hands the BEV features of the frame before to temporal self-attention (v1);
-            'fusion' makes every frame's BEV features from that frame alone, keeps them, and warps and
-            fuses several (v2). The fields below are the fusion's, but for interval_s.
+        mode: 'recurrent' hands the BEV features of the frame before to temporal self-attention (v1). 'fusion'
+            encodes every frame alone, keeps its BEV features, and warps and fuses several (v2): group
+            normalisation, a channel a frame for what it covers, zeros for missing frames, and a result that
+            is added to the current features, from nothing at first. 'fusion_published' is the published v2:
+            batch normalisation, the nearest frame in place of a missing one, a result that replaces the
+            features, and training queues whose history is encoded in the current BEV frame. The fields below
+            are the fusion's, but for interval_s.
         past: past frames that are fused with the current one; 0 for a single-frame model.
         future: later frames that are fused; for recorded drives only, a vehicle has none.
         interval_s: 0 takes the frames just before; otherwise the frames nearest to one, two, ... intervals
-            ago, in seconds. What was learned of motion at one rate then holds at others.
+            ago, in seconds. Motion that was learned at one frame rate is then right at others.
         inner_channels: width of the residual blocks; None takes bev.channels for every frame.
         blocks: residual blocks.
-        norm: of the residual blocks, 'group' or 'batch' (published).
-        coverage: tell the fusion by a channel a frame which cells that frame's map covers.
-        missing: what stands for a frame that is not there: 'zeros', or the 'nearest' one (published).
-        residual: add the fusion's result to the current features, from nothing at first; False replaces
-            them (published).
-        history_frame: 'own' encodes every frame in its own BEV frame and warps; 'current' encodes a
-            training queue's history in the current BEV frame, as published. Streaming always warps.
-        history_gradients: train through the history too, with its activations recomputed in backward.
-        checkpointing: recompute the fusion's activations in backward to save memory.
     """
 
-    mode: Literal["recurrent", "fusion"] = "recurrent"
+    mode: Literal["recurrent", "fusion", "fusion_published"] = "recurrent"
     past: Annotated[int, Range(0, 1000)] = 1
     future: Annotated[int, Range(0, 1000)] = 0
     interval_s: Annotated[float, Range(0.0, 3600.0)] = 0.0
     inner_channels: Width | None = None
     blocks: Depth = 2
-    norm: Literal["group", "batch"] = "group"
-    coverage: bool = True
-    missing: Literal["zeros", "nearest"] = "zeros"
-    residual: bool = True
-    history_frame: Literal["own", "current"] = "own"
-    history_gradients: bool = False
-    checkpointing: bool = False
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether the frame before enters through temporal self-attention (v1)."""
+        return self.mode == "recurrent"
+
+    @property
+    def published_fusion(self) -> bool:
+        """Whether frames are fused exactly as in the published v2."""
+        return self.mode == "fusion_published"
 
     @property
     def frames(self) -> int:
-        """Frames that are fused, the current one included."""
+        """Frames that a fusion takes, the current one included."""
         return self.past + 1 + self.future
 
     @property
-    def alone(self) -> bool:
-        """Whether every frame stands alone."""
-        return self.mode == "fusion" and self.frames == 1
+    def single_frame(self) -> bool:
+        """Whether the model uses no other frame."""
+        return not self.recurrent and self.frames == 1
 
     @property
     def needed(self) -> int:
         """Past frames that a frame is made with."""
-        return self.past if self.mode == "fusion" else 1
+        return 1 if self.recurrent else self.past
 
     def __post_init__(self) -> None:
         check_settings(self, "model.temporal")
@@ -225,6 +220,16 @@ class ModelConfig:
         return tuple(strides)
 
     @property
+    def feature_levels(self) -> int:
+        """Neck levels that the BEV samples."""
+        return self.bev.feature_levels or self.neck.levels
+
+    @property
+    def level_embeddings(self) -> int:
+        """Rows of the level embedding; the published v1 models have four, even for one level."""
+        return max(4, self.feature_levels) if self.bev.alignment == "published" else self.feature_levels
+
+    @property
     def size_divisor(self) -> int:
         """Images are padded to a multiple of this many pixels; see ``neck.size_divisor``."""
         if self.neck.size_divisor is not None:
@@ -234,38 +239,23 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not (self.detection.enabled or self.segmentation.enabled):
             raise ConfigError("detection.enabled and segmentation.enabled are both false: nothing to predict")
-        if self.bev.spatial_points % self.bev.pillar_points:
-            raise ConfigError(
-                f"bev.spatial_points ({self.bev.spatial_points}) must be a multiple of "
-                f"bev.pillar_points ({self.bev.pillar_points})"
-            )
         self._check_perspective()
         if self.detection.velocity == "cells" and not self.centres.enabled:
             raise ConfigError("detection.velocity=cells needs centres.enabled, which makes the velocities")
-        if self.temporal.mode == "fusion" and (self.bev.can_bus or self.bev.alignment == "published"):
+        if self.bev.alignment == "published" and not self.temporal.recurrent:
+            raise ConfigError("temporal.mode=fusion goes without bev.alignment=published, which is v1's")
+        if self.bev.alignment == "published" and self.temporal.interval_s:
             raise ConfigError(
-                "temporal.mode=fusion goes without bev.can_bus and bev.alignment=published, which are v1's"
-            )
-        if self.temporal.interval_s and (self.bev.can_bus or self.bev.alignment == "published"):
-            raise ConfigError(
-                "temporal.interval_s goes without bev.can_bus and bev.alignment=published, which know the "
-                "frame just before alone"
+                "temporal.interval_s goes without bev.alignment=published, which knows only the frame before"
             )
         for name, heads in (
             ("bev.heads", self.bev.heads),
             ("bev.temporal_heads", self.bev.temporal_heads),
-            ("detection.heads", self.detection.heads),
         ):
             if heads is not None and self.bev.channels % heads:
                 raise ConfigError(
                     f"bev.channels ({self.bev.channels}) must be a multiple of {name} ({heads})"
                 )
-        embedded, sampled = self.bev.feature_levels_embedding, self.bev.feature_levels or self.neck.levels
-        if embedded is not None and embedded < sampled:
-            raise ConfigError(
-                f"bev.feature_levels_embedding ({embedded}) must be at least the number of levels that the "
-                f"BEV samples ({sampled}: bev.feature_levels, or neck.levels)"
-            )
         unknown = [c for c in self.segmentation.classes if c not in SEGMENTATION_CLASSES]
         if unknown:
             raise ConfigError(
@@ -279,18 +269,14 @@ class ModelConfig:
                 "detection.query_mode=hybrid needs detection.enabled and perspective.enabled, "
                 "which makes the proposals"
             )
-        for name, wanted in (
-            ("perspective.levels", perspective.levels),
-            ("bev.feature_levels", self.bev.feature_levels),
-        ):
-            if wanted is not None and not 1 <= wanted <= levels:
-                raise ConfigError(f"{name} must lie in 1 to neck.levels ({levels}), got {wanted}")
-        wanted = perspective.levels or levels
+        sampled = self.bev.feature_levels
+        if sampled is not None and not 1 <= sampled <= levels:
+            raise ConfigError(f"bev.feature_levels must lie in 1 to neck.levels ({levels}), got {sampled}")
         short = min(
             len(perspective.mean_depth_m), len(perspective.std_depth_m), len(perspective.size_limits_px) + 1
         )
-        if perspective.enabled and short < wanted:
+        if perspective.enabled and short < levels:
             raise ConfigError(
-                f"the perspective head looks at {wanted} levels, but perspective.mean_depth_m, std_depth_m "
+                f"the perspective head looks at {levels} levels, but perspective.mean_depth_m, std_depth_m "
                 f"and size_limits_px are for {short}"
             )

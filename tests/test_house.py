@@ -275,7 +275,17 @@ LAYERS = {
     **dict.fromkeys(("errors", "malloc", "taxonomy"), 0),
     **dict.fromkeys(("documents", "files", "geometry", "names", "processes", "ranges"), 1),
     **dict.fromkeys(
-        ("config", "config_heads", "config_limits", "config_model", "structures", "can_bus", "distributed"), 2
+        (
+            "config",
+            "config_heads",
+            "config_limits",
+            "config_migration",
+            "config_model",
+            "structures",
+            "can_bus",
+            "distributed",
+        ),
+        2,
     ),
     **dict.fromkeys(("ops", "config_io"), 3),
     **dict.fromkeys(("models", "data"), 4),

@@ -16,10 +16,11 @@ from bevperception.data.loading import Failure, build_loader
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError
 from bevperception.models.bevformer import BEVFormer
+from bevperception.models.build import Model
 from bevperception.ranges import Range, add_number
-from bevperception.structures import Batch
+from bevperception.structures import Batch, BEVMemory
 from bevperception.training.experiment import build_model
-from bevperception.training.module import in_single_precision, normalised, recall
+from bevperception.training.module import in_single_precision, memory_from_history, normalised
 from bevperception.training.sampler import StepSampler
 
 
@@ -75,11 +76,13 @@ def measure(config: ExperimentConfig, workers: int, batches: int, steps: int) ->
 
 
 def train_step(
-    model: BEVFormer, optimizer: torch.optim.Optimizer, batch: Batch, config: ExperimentConfig
+    model: Model, optimizer: torch.optim.Optimizer, batch: Batch, config: ExperimentConfig
 ) -> None:
     """One step as training takes it: history, forward, losses, backward, update."""
     batch = normalised(batch, ImageInput(config.data))
-    memory = recall(model, batch, config.model.temporal) if batch.history else None
+    memory: BEVMemory | None = None
+    if isinstance(model, BEVFormer) and batch.history:
+        memory = memory_from_history(model, batch, config.model.temporal)
     outputs, _ = model(batch.frames, memory)
     assert batch.targets is not None
     losses = model.losses(in_single_precision(outputs), batch.targets, lambda x: x)

@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "of its map, and how many of its 9 points count (exp of the masks' entropy)."
     )
     config, options = parse_trained(argv, "deformation", about, writes=True)
-    if not config.model.detection.enabled or config.model.perspective.alone:
+    if not config.model.detection.enabled or config.model.perspective.only:
         raise ConfigError("what deformation is worth is measured on a model with a detection head")
     if not config.model.backbone.variant.startswith("internimage"):
         raise ConfigError(

@@ -83,7 +83,7 @@ def load_frames(config: ExperimentConfig, source: str) -> CameraFrames:
 
 def uses_can_bus(config: ModelConfig) -> bool:
     """Whether a model needs the CAN-bus vector."""
-    return config.bev.can_bus or config.bev.alignment == "published"
+    return config.bev.alignment == "published"
 
 
 def build_model(config: ModelConfig) -> BEVFormer:

@@ -66,9 +66,10 @@ def proposals_of(model: BEVFormer, frames: CameraFrames, outputs: ModelOutputs) 
         outputs: of the model; those of learned queries alone hold no proposals, which are made then.
     """
     assert model.perspective is not None
-    seen = outputs.perspective if outputs.perspective is not None else model.see(frames).perspective
-    assert seen is not None
-    return model.perspective.proposals(seen)[0].boxes.to("cpu")
+    predictions = outputs.perspective
+    if predictions is None:
+        predictions = model.perspective(model.image_features(frames), frames)
+    return model.perspective.proposals(predictions)[0].boxes.to("cpu")
 
 
 def compare(
@@ -143,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     config, options = parse_trained(argv, "proposals", about, writes=False)
     heads = config.model
-    if not heads.detection.enabled or not heads.perspective.enabled or heads.perspective.alone:
+    if not heads.detection.enabled or not heads.perspective.enabled or heads.perspective.only:
         raise ConfigError("boxes and proposals are compared for a model with detection and perspective heads")
     model, device = load_trained(config, options.weights)
     dataset = build_dataset(NuScenesReader(config.data), config, options.split, training=False)

@@ -99,7 +99,7 @@ def recompute(model: BEVFormer, history: Sequence[CameraFrames], frames: CameraF
     memory: BEVMemory | None = None
     for earlier in history:
         bev = model.encode(model.image_features(earlier), earlier, None)
-        memory = model.remember(bev, earlier, memory)
+        memory = model.temporal.remember(bev, earlier, memory)
     outputs: ModelOutputs = model(frames, memory)[0]
     return outputs
 
@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     config, options = parser.parse_experiment(argv)
     pasts = _lengths(options)
-    if config.model.temporal.mode != "fusion" or config.model.perspective.alone:
+    if config.model.temporal.recurrent or config.model.perspective.only:
         raise ConfigError("this measures models that fuse frames: set model.temporal.mode=fusion")
     torch.set_num_threads(options.threads)
     drive = recorded_drive if options.images == "data" else random_drive

@@ -66,7 +66,10 @@ def load_trained(config: ExperimentConfig, weights: str) -> tuple[BEVFormer, tor
     if config.training.devices * config.training.nodes > 1:
         raise ConfigError("this benchmark runs in one process: training.devices and nodes must be 1")
     device = launch(config.training)
-    return load_model(read_weights(weights), config), device
+    model = load_model(read_weights(weights), config)
+    if not isinstance(model, BEVFormer):
+        raise ConfigError("this benchmark measures models with a BEV: model.perspective.only must be false")
+    return model, device
 
 
 def detect(

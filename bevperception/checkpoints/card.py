@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from bevperception.checkpoints.tensors import kind_of, some
-from bevperception.errors import CheckpointError
+from bevperception.config_migration import migrate_config
+from bevperception.errors import CheckpointError, ConfigError
 
 MOST_NESTED = 20
 """Deepest nesting of a card; the configuration needs four."""
@@ -94,7 +95,11 @@ def card_from_values(values: object, where: str) -> Card:
         problem = _problem(value)
         if problem is not None:
             raise CheckpointError(f"the card inside {where}: {name} {problem}")
-    return Card(**values)
+    try:
+        config, _ = migrate_config(values["config"], f"the card inside {where}")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    return Card(**{**values, "config": config})
 
 
 def _problem(value: object) -> str | None:

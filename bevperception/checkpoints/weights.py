@@ -27,7 +27,7 @@ from bevperception.config import ExperimentConfig
 from bevperception.config_io import ConfigSource, config_from_dict, config_to_dict, flatten
 from bevperception.errors import CheckpointError, ConfigError
 from bevperception.files import write_text, writing
-from bevperception.models.bevformer import BEVFormer
+from bevperception.models.build import Model, build_model
 
 WEIGHTS_NAME = "weights.safetensors"
 CARD_NAME = "card.json"
@@ -274,7 +274,7 @@ def _of_parts(state: Mapping[str, Tensor], parts: Sequence[str], owner: str) -> 
     return {name: value for name, value in state.items() if name.split(".", 1)[0] in parts}
 
 
-def load_model(weights: Weights, config: ExperimentConfig) -> BEVFormer:
+def load_model(weights: Weights, config: ExperimentConfig) -> Model:
     """Build the model of a configuration and fill it.
 
     Raises:
@@ -282,9 +282,12 @@ def load_model(weights: Weights, config: ExperimentConfig) -> BEVFormer:
     """
     # A first time without memory: sizes in a damaged card must not ask for more than the file holds.
     with torch.device("meta"):
-        check_fit(BEVFormer(config.model).state_dict(), weights, config)
-    model = BEVFormer(config.model)
-    load_into(model, weights, config)
+        expected = build_model(config.model).state_dict()
+    # Version 0.1 kept the parts of the BEV beside a perspective head alone.
+    parts = tuple(parts_of(expected)) if config.model.perspective.only else ()
+    check_fit(expected, weights, config, parts)
+    model = build_model(config.model)
+    load_into(model, weights, config, parts)
     return model
 
 

@@ -284,12 +284,11 @@ def build_dataset(
     Raises:
         ConfigError: if the BEV is to be augmented for a model that reads absolute poses.
     """
-    bev = config.model.bev
-    can_bus = bev.can_bus or bev.alignment == "published"
+    can_bus = config.model.bev.alignment == "published"
     if training and can_bus and _augments_bev(config.augmentation):
         raise ConfigError(
-            "BEV rotation, scale and flips do not go with model.bev.can_bus or alignment=published, "
-            "which read absolute poses\nset augmentation.bev_rotation_deg=0, bev_scale=[1,1], "
+            "BEV rotation, scale and flips do not go with model.bev.alignment=published, "
+            "which reads absolute poses\nset augmentation.bev_rotation_deg=0, bev_scale=[1,1], "
             "bev_flip_x=0, bev_flip_y=0"
         )
     return NuScenesDataset(

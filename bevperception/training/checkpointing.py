@@ -26,6 +26,7 @@ from bevperception.checkpoints.weights import (
 )
 from bevperception.config import ExperimentConfig
 from bevperception.config_io import config_from_dict, config_to_dict, flatten
+from bevperception.config_migration import migrate_config
 from bevperception.distributed import together
 from bevperception.errors import CheckpointError, ConfigError, OutputError
 from bevperception.files import writing
@@ -198,10 +199,11 @@ def check_resumable(path: Path, config: ExperimentConfig, model: nn.Module) -> i
             fewer steps than have been taken.
     """
     checkpoint = read_checkpoint(path)
-    # Typed first: it may be damaged, and settings that came later have their defaults.
-    typed = config_from_dict(checkpoint[CONFIG_KEY], str(path))
-    there, here = config_to_dict(typed), config_to_dict(config)
-    differing = [key for key in differing_keys(there, here) if key not in MAY_DIFFER]
+    # Typed first: it may be damaged or of an older version, and settings that came later have their defaults.
+    migrated, dropped = migrate_config(checkpoint[CONFIG_KEY], str(path))
+    there, here = config_to_dict(config_from_dict(migrated, str(path))), config_to_dict(config)
+    differing = [f"{key} ({value} there, no setting now)" for key, value in dropped.items()]
+    differing += [key for key in differing_keys(there, here) if key not in MAY_DIFFER]
     if _global_batch(there) != _global_batch(here):
         differing.append("training.batch_size x devices x nodes")
     if differing:

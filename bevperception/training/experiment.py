@@ -17,7 +17,7 @@ from bevperception.data.nuscenes import NuScenesReader
 from bevperception.distributed import is_first_process
 from bevperception.evaluation.runner import SplitEvaluator
 from bevperception.files import output_folder
-from bevperception.models.bevformer import BEVFormer
+from bevperception.models import build
 from bevperception.training.checkpointing import find_resume
 from bevperception.training.run import RUN_FILES, RUN_FOLDERS, train
 
@@ -51,7 +51,7 @@ def train_experiment(config: ExperimentConfig, out: Path, resume: str | None = N
         return train(config, build_model(config), source, evaluate, out, resume)
 
 
-def build_model(config: ExperimentConfig) -> BEVFormer:
+def build_model(config: ExperimentConfig) -> build.Model:
     """The model with its first weights: random by the seed, the backbone's from a file if one is named.
 
     Raises:
@@ -59,7 +59,7 @@ def build_model(config: ExperimentConfig) -> BEVFormer:
         CheckpointError: the backbone's weights are missing or do not fit.
     """
     torch.manual_seed(config.training.seed)
-    model = BEVFormer(config.model)
+    model = build.build_model(config.model)
     backbone = config.model.backbone
     if backbone.weights is not None:
         aside = load_backbone(model.backbone, backbone.variant, backbone.weights)

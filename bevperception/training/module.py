@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.checkpoint import checkpoint
 
 from bevperception.checkpoints.weights import CONFIG_KEY
 from bevperception.config import ExperimentConfig
@@ -22,8 +21,9 @@ from bevperception.config_model import TemporalConfig
 from bevperception.data.image_input import ImageInput
 from bevperception.distributed import gather_objects, mean_over_processes, rank
 from bevperception.errors import NonFiniteLossError
-from bevperception.models.bev.memory import seen_from
-from bevperception.models.losses import ReduceMean
+from bevperception.models.bev.alignment import seen_from
+from bevperception.models.bev.temporal import Temporal
+from bevperception.models.heads.focal_loss import ReduceMean
 from bevperception.structures import (
     Batch,
     BEVMemory,
@@ -47,56 +47,46 @@ class TrainableModel(Protocol):
     def __call__(self, frames: CameraFrames, memory: BEVMemory | None) -> tuple[ModelOutputs, BEVMemory]:
         """Outputs of a frame, and the memory for the next."""
 
+    temporal: Temporal
+    """How frames are remembered."""
+
     def image_features(self, frames: CameraFrames) -> list[Tensor]:
         """Backbone and neck."""
 
     def encode(self, features: list[Tensor], frames: CameraFrames, memory: BEVMemory | None) -> Tensor:
-        """BEV features."""
-
-    def remember(
-        self, bev: Tensor, frames: CameraFrames, memory: BEVMemory | None, valid: Tensor | None
-    ) -> BEVMemory:
-        """The memory that the next frame needs; samples outside ``valid`` have not seen this frame."""
-
-    def see(self, frames: CameraFrames) -> ModelOutputs:
-        """The perspective head's predictions alone; asked for by ``training.perspective_steps``."""
+        """BEV features of one frame."""
 
     def losses(self, outputs: ModelOutputs, targets: Targets, reduce_mean: ReduceMean) -> dict[str, Tensor]:
         """Weighted losses by name."""
 
 
-def recall(model: TrainableModel, batch: Batch, temporal: TemporalConfig | None = None) -> BEVMemory | None:
-    """Memory of a queue's other frames: as the papers train without gradient or drop-out.
+def memory_from_history(
+    model: TrainableModel, batch: Batch, temporal: TemporalConfig | None = None
+) -> BEVMemory | None:
+    """Encode the other frames of a queue without gradient or drop-out, as the papers train.
 
     Args:
         model: run frame by frame, oldest first, up to the BEV features (no heads).
         batch: a queue. Where ``history_valid`` is false a sample has not seen the frame.
-        temporal: ``history_gradients`` trains through the history, in the model's own mode and with
-            activations recomputed in backward; ``history_frame`` may ask for the current BEV frame.
+        temporal: the published fusion encodes all frames in the current BEV frame.
 
     Returns:
         The memory before the current frame; None without any valid other frame.
 
     Source: BEVFormer (ECCV 2022), section 3.6; ``obtain_history_bev`` of its published code.
     """
-    settings = temporal or TemporalConfig()
-    gradients = settings.history_gradients and torch.is_grad_enabled()
+    in_current_frame = temporal is not None and temporal.published_fusion
     memory: BEVMemory | None = None
-    with torch.set_grad_enabled(gradients), nullcontext() if gradients else evaluation_mode(model):
+    with torch.no_grad(), evaluation_mode(model):
         for index, frames in enumerate(batch.history):
             valid = batch.history_valid[:, index]
             if memory is None and not bool(valid.any()):
                 continue  # nothing but placeholders so far
-            if settings.history_frame == "current":
+            if in_current_frame:
                 frames = seen_from(frames, batch.frames.bev_to_global)
-            arguments = (model, frames, memory)
-            bev = checkpoint(_encode, *arguments, use_reentrant=False) if gradients else _encode(*arguments)
-            memory = model.remember(bev, frames, memory, valid)
-    return memory if memory is None or gradients else memory.detach()
-
-
-def _encode(model: TrainableModel, frames: CameraFrames, memory: BEVMemory | None) -> Tensor:
-    return model.encode(model.image_features(frames), frames, memory)
+            bev = model.encode(model.image_features(frames), frames, memory)
+            memory = model.temporal.remember(bev, frames, memory, valid)
+    return memory
 
 
 @contextmanager
@@ -212,10 +202,7 @@ class TrainingModule(pl.LightningModule):
         model: Any = self.model
         if self.config.augmentation.padding_px:
             batch = self.pad_at_random(batch, batch_idx)
-        if self.global_step < self.config.training.perspective_steps:
-            outputs = model.see(batch.frames)
-        else:
-            outputs = self._see(model, batch, batch_idx)
+        outputs = self._forward(model, batch, batch_idx)
         assert batch.targets is not None
         with torch.autocast(self.device.type, enabled=False):
             losses = self._losses(in_single_precision(outputs), batch)
@@ -241,11 +228,14 @@ class TrainingModule(pl.LightningModule):
         losses = model.losses(outputs, batch.targets, lambda value: mean_over_processes(0.0 * value))
         return {name: torch.zeros_like(value) for name, value in losses.items()}
 
-    def _see(self, model: Any, batch: Batch, batch_idx: int) -> ModelOutputs:
-        """Outputs of the current frames with their history: the queue's, or what the stream remembers."""
+    def _forward(self, model: Any, batch: Batch, batch_idx: int) -> ModelOutputs:
+        """Outputs of the current frames with the memory of their queue or stream."""
         outputs: ModelOutputs
-        if self._stream is None:
-            outputs, _ = model(batch.frames, recall(model, batch, self.config.model.temporal))
+        if self.config.model.perspective.only:
+            outputs, _ = model(batch.frames)
+        elif self._stream is None:
+            memory = memory_from_history(model, batch, self.config.model.temporal)
+            outputs, _ = model(batch.frames, memory)
         else:
             self._stream.to(self.device)
             accumulate = self.config.training.accumulate

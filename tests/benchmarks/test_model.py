@@ -16,7 +16,7 @@ from bevperception.config import ExperimentConfig
 from bevperception.config_io import load_config
 from bevperception.errors import BevError, ConfigError, DataError
 from bevperception.geometry import project_points
-from bevperception.models.bev.history import choose_frames
+from bevperception.models.bev.memory import select_slots
 from bevperception.models.bevformer import BEVFormer
 
 SMALL = {
@@ -123,7 +123,7 @@ def test_data_that_cannot_be_read_is_the_parents_error_too(tmp_path: Path) -> No
 
 @torch.no_grad()
 def test_published_alignment_gets_a_can_bus() -> None:
-    settings = load_config(None, {**SMALL, "model.bev.alignment": "published", "model.bev.can_bus": True})
+    settings = load_config(None, {**SMALL, "model.bev.alignment": "published"})
     frames = model_input.load_frames(settings, "random")
     assert frames.can_bus is not None
     model = model_input.build_model(settings.model)
@@ -207,5 +207,5 @@ def test_a_frame_is_timed_with_all_the_memory_that_it_uses(temporal: dict[str, o
     model = model_input.build_model(config.model)
     frames, memory = model_input.with_memory(model, model_input.random_frames(config))
     needed = model.config.temporal.needed
-    choice = choose_frames(memory, frames.timestamps_s, needed, 0, 0.4)
-    assert choice.there.tolist() == [[True]] * needed
+    choice = select_slots(memory, frames.timestamps_s, needed, 0, 0.4)
+    assert choice.filled.tolist() == [[True]] * needed

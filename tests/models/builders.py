@@ -32,14 +32,12 @@ def tiny_config(**bev: object) -> ModelConfig:
                 "columns": 7,
                 "layers": 2,
                 "heads": 4,
-                "pillar_points": 2,
-                "spatial_points": 4,
                 "temporal_points": 3,
                 "feedforward_channels": 48,
                 **bev,
             }
         ),
-        detection=DetectionConfig(queries=11, layers=2, heads=4, points=3, max_boxes=9),
+        detection=DetectionConfig(queries=11, layers=2, max_boxes=9),
         segmentation=SegmentationConfig(range_m=50.0, cell_m=10.0, channels=8, blocks=1),
     )
 

@@ -120,12 +120,12 @@ def test_untrained_attention_looks_where_it_is_told() -> None:
     assert torch.allclose(published.abs().amax(-1), torch.arange(1.0, 7.0).expand(4, 2, 6))
     with torch.no_grad():
         attention.sampling_offsets.weight.fill_(1.0)
-    attention.start_within(1.5, anchors=2)  # three points from each of two pillar points
+    attention.init_offsets(1.5, anchors=2)  # three points from each of two pillar points
     offsets = attention.sampling_offsets.bias.view(4, 2, 6, 2)
     assert torch.allclose(offsets.abs().amax(-1), torch.tensor([0, 0, 0.75, 0.75, 1.5, 1.5]).expand(4, 2, 6))
     assert torch.allclose(offsets.sum(0), torch.zeros(2, 6, 2), atol=1e-6)  # to all four sides
     assert not attention.sampling_offsets.weight.any()
-    attention.start_within(2.0, anchors=6)  # one point from each: there is no outermost
+    attention.init_offsets(2.0, anchors=6)  # one point from each: there is no outermost
     assert not attention.sampling_offsets.bias.any()
 
 

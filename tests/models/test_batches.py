@@ -13,7 +13,7 @@ from bevperception.config_model import CentreConfig, ModelConfig, PerspectiveCon
 from bevperception.data.dataset import collate
 from bevperception.models.bevformer import BEVFormer
 from bevperception.structures import Batch, Boxes3D, CameraFrames, Targets
-from bevperception.training.module import recall
+from bevperception.training.module import memory_from_history
 from tests.models.builders import random_frames, take, tiny_config, tiny_model
 from tests.models.perspective.scenes import some_boxes
 from tests.processes import as_processes
@@ -102,7 +102,7 @@ def singles() -> list[Batch]:
 
 def outputs_of(model: BEVFormer, batch: Batch) -> Any:
     with torch.no_grad():
-        return model(batch.frames, recall(model, batch, model.config.temporal))[0]
+        return model(batch.frames, memory_from_history(model, batch, model.config.temporal))[0]
 
 
 @CONFIGS

@@ -202,7 +202,7 @@ def test_camera_embedding_needs_enough_rows() -> None:
 
 @torch.no_grad()
 def test_published_alignment_needs_can_bus() -> None:
-    model = tiny_model(tiny_config(alignment="published", can_bus=True))
+    model = tiny_model(tiny_config(alignment="published"))
     frames = random_frames(1)
     _, memory = model(frames)
     with pytest.raises(ValueError, match="needs the CAN-bus vector"):
@@ -262,13 +262,12 @@ def test_autocast_keeps_centres_to_centimetres() -> None:
 
 
 def test_each_attention_starts_within_its_own_reach() -> None:
-    config = tiny_config(first_reach_cells=1.5, first_temporal_reach_cells=3.0)
-    config.detection.first_reach_cells = 0.5
+    config = tiny_config(initial_reach_cells=1.5, initial_temporal_reach_cells=3.0)
     model = BEVFormer(config)
     layer = model.bev_transformer.encoder.layers[0]
     decoder = model.detection.decoder.layers[0]
     attentions = (layer.spatial_attention, layer.temporal_attention, decoder.cross_attention)
     reached = [attention.sampling_offsets.bias.abs().max().item() for attention in attentions]
-    assert reached == pytest.approx([1.5, 3.0, 0.5])
+    assert reached == pytest.approx([1.5, 3.0, 1.5])
     published = BEVFormer(tiny_config()).bev_transformer.encoder.layers[0].temporal_attention
     assert published.sampling_offsets.bias.abs().max().item() == pytest.approx(published.points)

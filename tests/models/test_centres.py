@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bevperception.config_model import CentreConfig
+from bevperception.config_model import BEVConfig, CentreConfig
 from bevperception.geometry import BEVGrid
 from bevperception.models.heads.centres import CentreHead, CentreLoss, CentreTargets, centre_targets
 from bevperception.structures import Boxes3D, CentreOutputs, Targets
@@ -119,9 +119,9 @@ def test_nothing_to_find_gives_a_finite_loss_and_no_velocity() -> None:
 
 def test_gradients_by_finite_differences() -> None:
     torch.manual_seed(0)
-    head = CentreHead(3, 3).double()
+    head = CentreHead(settings=CentreConfig(), bev=BEVConfig(channels=3)).double()
     bev = torch.randn(2, 3, 7, 9, dtype=torch.float64).mT.requires_grad_()  # not contiguous
-    targets = centre_targets([SAMPLE, boxes()], GRID, 3)
+    targets = centre_targets([SAMPLE, boxes()], GRID, 10)
 
     def total(features: Tensor) -> Tensor:
         return torch.stack(list(CentreLoss(0.7, 1.3)(head(features), targets, lambda x: x).values())).sum()

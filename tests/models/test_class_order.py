@@ -14,10 +14,11 @@ from bevperception.config_model import DetectionConfig, ModelConfig, Perspective
 from bevperception.errors import ConfigError
 from bevperception.evaluation.submission import submission_boxes
 from bevperception.inference import StreamingPredictor
-from bevperception.models.bevformer import BEVFormer, build_detection_head, build_detection_loss
-from bevperception.models.heads.perspective.stage import PerspectiveStage
+from bevperception.models.bevformer import BEVFormer
+from bevperception.models.heads.detection import DetectionHead
+from bevperception.models.heads.perspective.head import PerspectiveHead
 from bevperception.streaming import conversions
-from bevperception.structures import Boxes3D
+from bevperception.structures import Boxes3D, Targets
 from bevperception.taxonomy import DETECTION_CLASSES
 from bevperception.visualization import cameras
 from bevperception.visualization.bev import BEVView, render_bev
@@ -78,13 +79,14 @@ def test_a_columns_name_reaches_submission_picture_and_message(column: int) -> N
 def test_ground_truth_pulls_at_the_column_of_its_name(classes: tuple[str, ...]) -> None:
     # Random weights, so that no logit is special; the head alone, for speed.
     torch.manual_seed(0)
-    head = build_detection_head(config_with(classes)).double().train()
+    config = config_with(classes)
+    head = DetectionHead(settings=config.detection, bev=config.bev).double().train()
     outputs = head(torch.randn(1, 32, 9, 7, dtype=torch.float64))
-    loss = build_detection_loss(DetectionConfig())
     row = torch.tensor([[10.0, 0.5, 0, 4, 2, 1.5, 0.3, 1, 0]], dtype=torch.float64)
     bias = head.classification[-1][-1].bias
     for label, name in enumerate(DETECTION_CLASSES):
-        found = loss(outputs, [Boxes3D(row, torch.tensor([label]))], lambda x: x)["class"]
+        targets = Targets([Boxes3D(row, torch.tensor([label]))])
+        found = head.losses(outputs, targets, lambda x: x)["class"]
         (gradient,) = torch.autograd.grad(found, bias, retain_graph=True)
         (pulled,) = (gradient < 0).nonzero().flatten().tolist()
         assert classes[pulled] == name
@@ -130,14 +132,15 @@ def test_published_v2_configurations_have_the_published_order(path: Path) -> Non
 
 def test_proposals_have_the_projects_labels() -> None:
     torch.manual_seed(0)
-    stage = PerspectiveStage(PerspectiveConfig(enabled=True, classes=ALPHABETICAL, norm="none"), 8, STRIDES)
+    settings = PerspectiveConfig(enabled=True, classes=ALPHABETICAL, norm="none")
+    head = PerspectiveHead(settings=settings, in_channels=8, strides=STRIDES)
     frames = random_frames(1, size=(128, 224), dtype=torch.float32)
     sizes = [(-(-128 // s), -(-224 // s)) for s in STRIDES]
     features = [torch.randn(1, 3, 8, *size) for size in sizes]
     for column, name in enumerate(ALPHABETICAL):
         with torch.no_grad():
-            stage.head.class_logits.weight.zero_()
-            stage.head.class_logits.bias.fill_(-9.0)[column] = 9.0
-            (found,) = stage.proposals(stage(features, frames))
+            head.head.class_logits.weight.zero_()
+            head.head.class_logits.bias.fill_(-9.0)[column] = 9.0
+            (found,) = head.proposals(head(features, frames))
         assert len(found.boxes) > 3
         assert {DETECTION_CLASSES[label] for label in found.boxes.labels.tolist()} == {name}

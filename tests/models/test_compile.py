@@ -103,9 +103,7 @@ MEMORIES = {
     "recurrent, by time": TemporalConfig(interval_s=0.5),
     "fusion": TemporalConfig(mode="fusion", past=2),
     "fusion, by time": TemporalConfig(mode="fusion", past=2, interval_s=0.5),
-    "fusion, published": TemporalConfig(
-        mode="fusion", past=2, missing="nearest", coverage=False, residual=False
-    ),
+    "fusion, published": TemporalConfig(mode="fusion_published", past=2),
 }
 
 

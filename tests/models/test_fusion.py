@@ -11,19 +11,20 @@ from torch import Tensor
 from bevperception.config_model import ModelConfig, TemporalConfig
 from bevperception.errors import ConfigError
 from bevperception.geometry import BEVGrid, planar_pose
-from bevperception.models.bev.fusion import TemporalFusion, fuse_memory
-from bevperception.models.bev.history import choose_frames, pick_frames, push
-from bevperception.models.bev.memory import seen_from
+from bevperception.models.bev.alignment import seen_from
+from bevperception.models.bev.fusion import FusionNetwork
+from bevperception.models.bev.memory import gather_slots, push, select_slots
+from bevperception.models.bev.temporal import fuse_memory
 from bevperception.models.bevformer import BEVFormer
 from bevperception.structures import Batch, BEVMemory, CameraFrames
-from bevperception.training.module import recall
+from bevperception.training.module import memory_from_history
 from tests.models.builders import random_frames, take, tiny_config, tiny_model
 from tests.models.test_bevformer import assert_same, select
 
 
 def fusion_config(**temporal: object) -> ModelConfig:
     config = tiny_config()
-    config.temporal = TemporalConfig(mode="fusion", **{"past": 3, **temporal})
+    config.temporal = TemporalConfig(**{"mode": "fusion", "past": 3, **temporal})
     return config
 
 
@@ -68,7 +69,7 @@ def test_streaming_equals_recomputing(past: int) -> None:
         anew: BEVMemory | None = None
         for earlier in frames[max(0, index - past) : index]:
             bev = model.encode(model.image_features(earlier), earlier, None)
-            anew = model.remember(bev, earlier, anew)
+            anew = model.temporal.remember(bev, earlier, anew)
         recomputed, _ = model(now, anew)
         assert_same(streamed, recomputed, 1e-12)
         assert len(memory.frames) == min(index + 1, past)
@@ -83,7 +84,7 @@ def test_each_remembered_frame_matters() -> None:
         memory = None
         for index, earlier in enumerate(frames[:3]):
             bev = model.encode(model.image_features(earlier), earlier, None)
-            memory = model.remember(bev, earlier, memory, torch.tensor([index != dropped]))
+            memory = model.temporal.remember(bev, earlier, memory, torch.tensor([index != dropped]))
         outputs.append(model(frames[3], memory)[0].bev)
     for other in outputs[1:]:
         assert (outputs[0] - other).abs().max() > 1e-4
@@ -110,12 +111,12 @@ def test_batch_with_mixed_history_equals_singles() -> None:
         bev[~valid] = float("nan")  # whatever a placeholder holds must not leak
         poses = now.bev_to_global.clone()
         poses[~valid] = float("nan")
-        memory = model.remember(bev, replace(now, bev_to_global=poses), memory, valid)
+        memory = model.temporal.remember(bev, replace(now, bev_to_global=poses), memory, valid)
         for b in range(3):
             if valid[b]:
                 one = take(now, b)
                 alone = model.encode(model.image_features(one), one, None)
-                singles[b] = model.remember(alone, one, singles[b])
+                singles[b] = model.temporal.remember(alone, one, singles[b])
     outputs, _ = model(frames[4], memory)
     for b in range(3):
         assert_same(select(outputs, b), model(take(frames[4], b), singles[b])[0], 1e-9)
@@ -144,7 +145,7 @@ def test_a_pose_jump_is_as_no_history_to_a_fusion_that_sees_coverage() -> None:
 def test_cells_from_outside_are_marked() -> None:
     grid = BEVGrid(-4, 4, -4, 4, 8, 8)
 
-    class Spy(TemporalFusion):
+    class Spy(FusionNetwork):
         def forward(self, maps: list[Tensor], coverages: list[Tensor], current: int) -> Tensor:
             self.seen = (maps, coverages)
             return super().forward(maps, coverages, current)
@@ -163,10 +164,10 @@ def test_cells_from_outside_are_marked() -> None:
 def chosen(memory: BEVMemory, now_s: float, past: int, future: int, interval_s: float) -> list[float | None]:
     """Times of the first sample's frames, slot by slot; the frames that are picked must be those."""
     now = torch.full((len(memory.valid),), now_s).double()
-    choice = choose_frames(memory, now, past, future, interval_s)
-    index, there = choice.index[:, 0].tolist(), choice.there[:, 0].tolist()
+    choice = select_slots(memory, now, past, future, interval_s)
+    index, there = choice.index[:, 0].tolist(), choice.filled[:, 0].tolist()
     found = [times(memory)[i] if valid else None for i, valid in zip(index, there, strict=True)]
-    picked = pick_frames(memory, choice)
+    picked = gather_slots(memory, choice)
     assert found == [float(f.timestamps_s[0]) if f.valid[0] else None for f in picked]
     return found
 
@@ -203,10 +204,10 @@ def test_samples_choose_and_forget_for_themselves() -> None:
             singles = [push(m, now, 3, interval_s) for m, now in zip(singles, (a, b), strict=True)]
             batch = push(batch, both(a, b), 3, interval_s)
         now = torch.tensor([0.2 * 9, 0.9 * 9]).double()
-        picked = pick_frames(batch, choose_frames(batch, now, 3, 0, interval_s))
+        picked = gather_slots(batch, select_slots(batch, now, 3, 0, interval_s))
         for b, single in enumerate(singles):
             assert single is not None
-            mine = pick_frames(single, choose_frames(single, now[b : b + 1], 3, 0, interval_s))
+            mine = gather_slots(single, select_slots(single, now[b : b + 1], 3, 0, interval_s))
             assert any(bool(f.valid) for f in mine)
             for alone, together in zip(mine, picked, strict=True):
                 assert bool(alone.valid[0]) == bool(together.valid[b])
@@ -251,7 +252,7 @@ def test_future_frames() -> None:
 
 @torch.no_grad()
 def test_batch_of_the_published_form() -> None:
-    model = fusion_model(norm="batch", coverage=False, missing="nearest", residual=False, past=2)
+    model = fusion_model(mode="fusion_published", past=2)
     frames = drive(2, batch=2)
     _, memory = model(frames[0])
     outputs, _ = model(frames[1], memory.keep(torch.tensor([False, True])))
@@ -277,36 +278,31 @@ def queue(frames: list[CameraFrames], valid: list[list[bool]]) -> Batch:
     return Batch(frames[:-1], torch.tensor(valid), frames[-1], None, ["t"], ["s"])
 
 
-@pytest.mark.parametrize("where", ["own", "current"])
-def test_training_through_the_history(where: str) -> None:
-    model = fusion_model(history_gradients=True)
+def test_training_does_not_reach_through_the_history() -> None:
+    model = fusion_model().train()
     frames = drive(4)
     for now in frames:
         now.images.requires_grad_()
-    settings = TemporalConfig(mode="fusion", history_gradients=True, history_frame=where)
-    memory = recall(model, queue(frames, [[False, True, True]]), settings)
-    with_gradients, _ = model(frames[3], memory)
-    with_gradients.bev.sum().backward()
-    assert frames[0].images.grad is None  # a placeholder
-    assert all(f.images.grad.abs().max() > 0 for f in frames[1:])
-    settings.history_gradients = False
-    without, _ = model(frames[3], recall(model, queue(frames, [[False, True, True]]), settings))
-    torch.testing.assert_close(without.bev, with_gradients.bev)
+    memory = memory_from_history(model, queue(frames, [[False, True, True]]), model.config.temporal)
+    outputs, _ = model(frames[3], memory)
+    outputs.bev.sum().backward()
+    assert [f.images.grad is not None for f in frames] == [False, False, False, True]
+    assert model.training
 
 
 @torch.no_grad()
 def test_history_encoded_in_the_current_frame_is_not_warped() -> None:
     model = fusion_model()
     frames = drive(3)
-    settings = TemporalConfig(mode="fusion", history_frame="current")
-    memory = recall(model, queue(frames, [[True, True]]), settings)
+    settings = TemporalConfig(mode="fusion_published", past=3)
+    memory = memory_from_history(model, queue(frames, [[True, True]]), settings)
     assert all(torch.equal(f.bev_to_global, frames[2].bev_to_global) for f in memory.frames)
 
 
 def test_settings_that_contradict() -> None:
     with pytest.raises(ConfigError, match=r"temporal\.past must be 0 to 1000, got -"):
         TemporalConfig(past=-1)
-    config = tiny_config(can_bus=True)
+    config = tiny_config(alignment="published")
     with pytest.raises(ConfigError, match=r"temporal\.mode=fusion goes without"):
         replace(config, temporal=TemporalConfig(mode="fusion"))
     assert tiny_model(fusion_config(past=0)).fusion is None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bevperception.config_model import BackboneConfig, ModelConfig, NeckConfig, PerspectiveConfig
 from bevperception.errors import ConfigError
+from bevperception.models.bev.encoder import BEVEncoder, BEVEncoderLayer
 from bevperception.models.bev.spatial_attention import project_pillars
 from bevperception.models.bevformer import BEVFormer
 from bevperception.models.image_padding import pad_images, padded_size
@@ -67,8 +68,6 @@ def reading_model(levels: int, first_stage: int, size_divisor: int | None = None
         columns=COLUMNS,
         layers=1,
         heads=1,
-        pillar_points=1,
-        spatial_points=1,
         x_range_m=(-1.0, 1.0),
         y_range_m=(-1.0, 1.0),
         z_range_m=(-0.5, 0.5),
@@ -77,12 +76,16 @@ def reading_model(levels: int, first_stage: int, size_divisor: int | None = None
         base,
         backbone=BackboneConfig("internimage_micro", out_indices=(first_stage,)),
         neck=NeckConfig(levels, size_divisor),
-        detection=replace(base.detection, heads=1),
     )
-    model = BEVFormer(config).double().eval()
+    model = BEVFormer(config)
+    # One point a pillar, one sampling point.
+    layer = BEVEncoderLayer(
+        channels=CHANNELS, heads=1, temporal_points=1, spatial_points=1, levels=levels, feedforward_channels=4
+    )
+    model.bev_transformer.encoder = BEVEncoder([layer], ROWS, COLUMNS, config.bev.range_m, pillar_points=1)
+    model = model.double().eval()
     model.backbone = PixelBackbone(tuple(4 * 2 ** (first_stage + level) for level in range(levels)))
     model.neck = nn.Identity()
-    layer = model.bev_transformer.encoder.layers[0]
     layer.temporal_attention = Unchanged()
     layer.norm1 = layer.norm2 = layer.norm3 = layer.feed_forward = nn.Identity()
     with torch.no_grad():
@@ -231,12 +234,12 @@ def test_strides_of_levels_are_those_of_stages_that_are_not_neighbours() -> None
         base,
         backbone=replace(base.backbone, out_indices=(0, 3)),
         neck=NeckConfig(levels=3),
-        perspective=PerspectiveConfig(enabled=True, levels=2),
+        perspective=PerspectiveConfig(enabled=True),
     )
     model = tiny_model(config)
     assert config.level_strides == (4, 32, 64)
     assert model.perspective is not None
-    assert model.perspective.strides == (4, 32)
+    assert model.perspective.strides == (4, 32, 64)
     with torch.no_grad():
         features = model.image_features(random_frames(size=(67, 101)))  # padded to 128 x 128
     assert [tuple(level.shape[-2:]) for level in features] == [(32, 32), (4, 4), (2, 2)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bevperception.config_model import CentreConfig, ModelConfig, TemporalConfig
 from bevperception.geometry import BEVGrid, planar_pose
-from bevperception.models.bev.memory import known_poses, rotate_bev, sample_bilinear, seen_from, warp_bev
+from bevperception.models.bev.alignment import known_poses, rotate_bev, sample_bilinear, seen_from, warp_bev
 from bevperception.models.bevformer import BEVFormer
 from bevperception.structures import BEVMemory, CameraFrames, ModelOutputs
 from tests.models.builders import random_frames, take, tiny_config, tiny_model
@@ -29,11 +29,11 @@ MODELS = ("warp", "published", "fusion", "interval")
 
 def model_of(kind: str) -> BEVFormer:
     if kind == "published":
-        return tiny_model(tiny_config(alignment="published", can_bus=True))
+        return tiny_model(tiny_config(alignment="published"))
     config: ModelConfig = tiny_config()
     temporal = {
         "warp": TemporalConfig(),
-        "fusion": TemporalConfig(mode="fusion", past=2, missing="nearest"),
+        "fusion": TemporalConfig(mode="fusion_published", past=2),
         "interval": TemporalConfig(interval_s=0.5),
     }[kind]
     centres = CentreConfig(enabled=True, compare=True)

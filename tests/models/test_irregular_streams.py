@@ -10,8 +10,9 @@ from torch import Tensor
 
 from bevperception.geometry import BEVGrid
 from bevperception.models.bev.deformable import init_sampling_offsets
-from bevperception.models.bev.fusion import TemporalFusion, fuse_memory
-from bevperception.models.bev.history import choose_frames, pick_frames, push
+from bevperception.models.bev.fusion import FusionNetwork
+from bevperception.models.bev.memory import gather_slots, push, select_slots
+from bevperception.models.bev.temporal import fuse_memory
 from bevperception.models.bevformer import BEVFormer
 from bevperception.structures import BEVMemory
 from tests.models.builders import random_frames
@@ -36,7 +37,7 @@ def single_frame(index: int, time_s: Tensor, valid: Tensor) -> BEVMemory:
 
 def chosen_numbers(memory: BEVMemory, now_s: Tensor, past: int, interval_s: float) -> Tensor:
     """(slots, B) number of the frame in each slot; -1 where there is none."""
-    slots = pick_frames(memory, choose_frames(memory, now_s, past, 0, interval_s))
+    slots = gather_slots(memory, select_slots(memory, now_s, past, 0, interval_s))
     return torch.stack([torch.where(s.valid, s.features[:, 0, 0, 0], -1.0) for s in slots])
 
 
@@ -61,9 +62,9 @@ def test_a_batch_chooses_and_forgets_as_its_samples_do(past: int, interval_s: fl
     assert filled > 100
 
 
-def small_fusion(frames: int) -> TemporalFusion:
+def small_fusion(frames: int) -> FusionNetwork:
     torch.manual_seed(frames)
-    fusion = TemporalFusion(4, frames, 4, 1, "group", False, False, False).double()
+    fusion = FusionNetwork(4, frames, inner_channels=4, blocks=1, coverage=False, residual=False).double()
     return fusion.eval()
 
 

@@ -11,12 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bevperception.config_model import BEVConfig, DetectionConfig
 from bevperception.geometry import wrap_angle
 from bevperception.models.heads.box_code import BoxCodec, flip_yaw_convention
-from bevperception.models.heads.decoder import DecoderLayer, DetectionDecoder
 from bevperception.models.heads.detection import DetectionHead, decode_detections
-from bevperception.models.losses import DetectionLoss, SegmentationLoss, sigmoid_focal_loss
-from bevperception.models.matching import assign_all, matching_cost
+from bevperception.models.heads.detection_loss import DetectionLoss
+from bevperception.models.heads.focal_loss import sigmoid_focal_loss
+from bevperception.models.heads.matching import assign_all, matching_cost
+from bevperception.models.heads.segmentation import SegmentationLoss
 from bevperception.structures import Boxes3D, DetectionOutputs
 
 EVERYWHERE = (-1e9, -1e9, -1e9, 1e9, 1e9, 1e9)
@@ -106,7 +108,7 @@ def test_focal_loss_against_its_formula(alpha: float) -> None:
 
 
 def make_loss(**changes: object) -> DetectionLoss:
-    return DetectionLoss(BoxCodec(), 2.0, 0.25, 2.0, 0.25, [1.0] * 8 + [0.2, 0.2], **changes)
+    return DetectionLoss(BoxCodec(), 0.25, 0.25, [1.0] * 8 + [0.2, 0.2], **changes)
 
 
 def test_perfect_boxes_have_no_box_loss() -> None:
@@ -224,7 +226,15 @@ def test_decoding_keeps_centres_within_the_range_on_every_axis() -> None:
 def test_head_starts_from_the_prior_and_inside_its_range() -> None:
     torch.manual_seed(0)
     limits = (-20.0, -10.0, -5.0, 30.0, 15.0, 3.0)
-    head = DetectionHead(DetectionDecoder([DecoderLayer(16, 2, 2, 16)]), 16, 10, 7, 2, limits)
+    bev = BEVConfig(
+        channels=16,
+        heads=2,
+        feedforward_channels=16,
+        x_range_m=(-20.0, 30.0),
+        y_range_m=(-10.0, 15.0),
+        z_range_m=(-5.0, 3.0),
+    )
+    head = DetectionHead(settings=DetectionConfig(queries=7, layers=1), bev=bev)
     outputs = head(torch.randn(2, 16, 3, 5))
     assert outputs.class_logits.shape == (1, 2, 7, 10)
     assert float(outputs.class_logits.detach().sigmoid().mean()) == pytest.approx(0.01, abs=0.02)

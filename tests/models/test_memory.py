@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bevperception.can_bus import relative_can_bus
 from bevperception.geometry import BEVGrid, planar_pose
-from bevperception.models.bev.memory import published_shift, rotate_bev, sample_bilinear, warp_bev
+from bevperception.models.bev.alignment import published_shift, rotate_bev, sample_bilinear, warp_bev
 
 angles = st.floats(-math.pi, math.pi)
 metres = st.floats(-8, 8)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bevperception.config_model import TemporalConfig
 from bevperception.errors import ConfigError
-from bevperception.models.bev.history import choose_frames, frame_before
+from bevperception.models.bev.memory import frame_before, select_slots
 from bevperception.models.bevformer import BEVFormer
 from bevperception.structures import BEVMemory, CameraFrames
 from tests.models.builders import random_frames, tiny_config, tiny_model
@@ -40,11 +40,11 @@ def test_each_sample_goes_on_from_the_frame_an_interval_ago() -> None:
 def test_it_is_the_choice_of_a_fusion_of_one(ages_s: tuple[float, ...]) -> None:
     frames = [frame(10.0 - age) for age in ages_s]
     memory, now = frames[0].with_older(frames[1:]), torch.tensor([10.0]).double()
-    choice = choose_frames(memory, now, 1, 0, 0.5)
+    choice = select_slots(memory, now, 1, 0, 0.5)
     found = frame_before(memory, now, 0.5)
     off_s = {age: abs(age - 0.5) for age in ages_s}
     nearest = min(off_s, key=lambda age: off_s[age])
-    assert bool(choice.there) == bool(found.valid) == (off_s[nearest] <= 0.25)
+    assert bool(choice.filled) == bool(found.valid) == (off_s[nearest] <= 0.25)
     if bool(found.valid):
         assert found.timestamps_s[0] == frames[int(choice.index)].timestamps_s[0] == 10.0 - nearest
 
@@ -117,8 +117,8 @@ def test_the_memory_stays_small_at_any_rate() -> None:
     spaced, _ = interval_model()
     memory = None
     for now in drive(30.0, 60, batch=1):
-        bev = torch.zeros(1, 32, *spaced.grid_shape)
-        memory = spaced.remember(bev, now, memory)
+        bev = torch.zeros(1, 32, spaced.config.bev.rows, spaced.config.bev.columns)
+        memory = spaced.temporal.remember(bev, now, memory)
     assert 4 <= len(memory.frames) <= 10
 
 

@@ -6,10 +6,25 @@ import pytest
 import torch
 from torch.nn import functional
 
+from bevperception.config_model import BEVConfig, SegmentationConfig
 from bevperception.geometry import BEVGrid
 from bevperception.models.heads.segmentation import SegmentationHead, bilinear_weights
+from bevperception.taxonomy import SEGMENTATION_CLASSES
 
 BEV = BEVGrid(-51.2, 51.2, -50.0, 51.2, 13, 17)
+
+
+def head_on(grid: BEVGrid) -> SegmentationHead:
+    """A head of three classes, on any grid, where settings have squares only."""
+
+    class Settings(SegmentationConfig):
+        @property
+        def grid(self) -> BEVGrid:
+            return grid
+
+    settings = Settings(classes=SEGMENTATION_CLASSES[:3], channels=8, blocks=1)
+    bev = BEVConfig(channels=4, x_range_m=(-51.2, 51.2), y_range_m=(-50.0, 51.2), rows=13, columns=17)
+    return SegmentationHead(settings=settings, bev=bev).double()
 
 
 @pytest.mark.parametrize(
@@ -21,7 +36,7 @@ BEV = BEVGrid(-51.2, 51.2, -50.0, 51.2, 13, 17)
     ],
 )
 def test_resampling_equals_bilinear_sampling_with_zeros_outside(grid: BEVGrid) -> None:
-    head = SegmentationHead(4, 8, 1, 3, BEV, grid).double()
+    head = head_on(grid)
     features = torch.randn(2, 8, 13, 17, dtype=torch.float64)
     cells = BEV.to_cells(grid.cell_centres())
     places = (2 * cells + 1) / cells.new_tensor([17, 13]) - 1
@@ -33,7 +48,7 @@ def test_resampling_equals_bilinear_sampling_with_zeros_outside(grid: BEVGrid) -
 
 
 def test_maps_of_a_batch_are_those_of_its_samples() -> None:
-    head = SegmentationHead(4, 8, 1, 3, BEV, BEVGrid(-50.0, 50.0, -55.0, 50.0, 21, 9)).double()
+    head = head_on(BEVGrid(-50.0, 50.0, -55.0, 50.0, 21, 9))
     bev = torch.randn(3, 4, 13, 17, dtype=torch.float64)
     together = head(bev)
     assert together.shape == (3, 3, 21, 9)

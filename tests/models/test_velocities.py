@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bevperception.config_model import CentreConfig, ModelConfig, TemporalConfig
+from bevperception.config_model import BEVConfig, CentreConfig, ModelConfig, TemporalConfig
 from bevperception.errors import ConfigError
 from bevperception.models.bevformer import BEVFormer
 from bevperception.models.heads.centres import CentreHead, velocities_at
@@ -63,9 +63,13 @@ def test_no_gradient_reaches_the_places() -> None:
     assert velocity.grad.sum() == pytest.approx(8.0)  # every sample's weights sum to one
 
 
+def centre_head(channels: int, compare: bool = False) -> CentreHead:
+    return CentreHead(settings=CentreConfig(compare=compare), bev=BEVConfig(channels=channels))
+
+
 def test_a_comparison_begins_with_nothing() -> None:
     torch.manual_seed(0)
-    head, plain = CentreHead(4, 3, compare=True), CentreHead(4, 3)
+    head, plain = centre_head(4, compare=True), centre_head(4)
     plain.load_state_dict({k: v for k, v in head.state_dict().items() if not k.startswith("motion")})
     bev, before = torch.randn(2, 4, 5, 7), torch.randn(2, 4, 5, 7)
     for earlier in (None, (before, torch.ones(2, 5, 7))):
@@ -76,7 +80,7 @@ def test_a_comparison_begins_with_nothing() -> None:
 
 def test_gradients_of_a_comparison_by_finite_differences() -> None:
     torch.manual_seed(0)
-    head = CentreHead(2, 1, compare=True).double()
+    head = centre_head(2, compare=True).double()
     torch.nn.init.normal_(head.motion[-1].weight)
     bev = torch.randn(2, 2, 3, 5, dtype=torch.float64, requires_grad=True)
     before = torch.randn(2, 2, 5, 3, dtype=torch.float64).mT.requires_grad_()
@@ -89,7 +93,7 @@ def test_it_learns_what_one_bev_does_not_tell() -> None:
 
     def mean_error(compare: bool) -> float:
         torch.manual_seed(0)
-        head = CentreHead(4, 1, compare)
+        head = centre_head(4, compare)
         optimizer = torch.optim.Adam(head.parameters(), 0.01)
         rows, columns = torch.randint(7, (64,)), torch.randint(1, 8, (64,))
         side = torch.randint(2, (64,)) * 2 - 1
@@ -126,7 +130,7 @@ def test_boxes_take_the_velocity_at_their_centres_and_nothing_else() -> None:
     for layer in range(layers):
         for sample in range(batch):
             for query in range(queries):
-                cell = model.grid.to_cells(own[layer, sample, query, :2])
+                cell = model.config.bev.grid.to_cells(own[layer, sample, query, :2])
                 read = velocities_at(
                     outputs.centres.velocity[sample : sample + 1], cell.view(1, 1, 1, 2)
                 ).view(2)
@@ -155,16 +159,16 @@ def test_the_earlier_bev_is_brought_into_the_current_frame() -> None:
     model = reading_model()
     frames = random_frames(2, seed=0)
     memory = model(frames)[1]
-    features, coverage = model.earlier(frames, memory)
+    features, coverage = model.temporal.previous_bev(frames, memory)
     assert torch.equal(features, memory.features)  # the car stood
     assert bool((coverage == 1).all())
     moved = frames.bev_to_global.clone()
-    cell_m = model.grid.cell_x_m
+    cell_m = model.config.bev.grid.cell_x_m
     moved[:, :2, 3] += cell_m * frames.bev_to_global[:, :2, 0]  # one cell forward
-    features, coverage = model.earlier(dataclasses.replace(frames, bev_to_global=moved), memory)
+    features, coverage = model.temporal.previous_bev(dataclasses.replace(frames, bev_to_global=moved), memory)
     torch.testing.assert_close(features[..., :-1], memory.features[..., 1:], rtol=0, atol=1e-5)
     assert bool((coverage[..., -1].abs() < 1e-5).all())
-    assert model.earlier(frames, None) is None
+    assert model.temporal.previous_bev(frames, None) is None
 
 
 @torch.no_grad()

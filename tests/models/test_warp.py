@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bevperception.geometry import BEVGrid, planar_pose
-from bevperception.models.bev.memory import cells_in_previous, warp_bev
+from bevperception.models.bev.alignment import cells_in_previous, warp_bev
 from tests.models.test_memory import world_pattern
 
 angles = st.floats(-math.pi, math.pi)

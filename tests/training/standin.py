@@ -48,7 +48,7 @@ class TinyModel(nn.Module):
     ) -> tuple[ModelOutputs, BEVMemory]:
         bev = self.encode(self.image_features(frames), frames, memory)
         outputs = ModelOutputs(bev=bev, detection=None, segmentation_logits=self.head(bev))
-        return outputs, self.remember(bev, frames)
+        return outputs, self.temporal.remember(bev, frames)
 
     def image_features(self, frames: CameraFrames) -> list[Tensor]:
         return [self.backbone(frames.images.flatten(0, 1)).unflatten(0, frames.images.shape[:2])]
@@ -59,6 +59,10 @@ class TinyModel(nn.Module):
         if memory is not None:
             bev = bev + 0.5 * torch.where(memory.valid[:, None, None, None], memory.features, 0.0)
         return self.dropout(torch.tanh(self.mix(bev)))
+
+    @property
+    def temporal(self) -> TinyModel:
+        return self
 
     def remember(
         self,

@@ -8,7 +8,7 @@ import torch
 
 from bevperception.data.dataset import collate
 from bevperception.structures import Batch, BEVMemory
-from bevperception.training.module import evaluation_mode, recall
+from bevperception.training.module import evaluation_mode, memory_from_history
 from tests.training.standin import TinyModel, TinySource
 
 
@@ -30,7 +30,7 @@ def memory_by_hand(model: TinyModel, batch: Batch, first: int) -> BEVMemory:
 def test_memory_is_that_of_running_the_frames_in_turn() -> None:
     model = TinyModel().eval()
     batch = queue(1)
-    found = recall(model, batch)
+    found = memory_from_history(model, batch)
     assert found is not None
     torch.testing.assert_close(found.features, memory_by_hand(model, batch, 0).features)
     assert found.valid.tolist() == [True]
@@ -40,12 +40,12 @@ def test_placeholders_start_no_memory() -> None:
     model = TinyModel().eval()
     batch = queue(1)
     batch.history_valid = torch.tensor([[False, True, True]])
-    found = recall(model, batch)
+    found = memory_from_history(model, batch)
     assert found is not None
     torch.testing.assert_close(found.features, memory_by_hand(model, batch, 1).features)
     batch.history_valid = torch.tensor([[False, False, False]])
-    assert recall(model, batch) is None
-    assert recall(model, queue(1, history=0)) is None
+    assert memory_from_history(model, batch) is None
+    assert memory_from_history(model, queue(1, history=0)) is None
 
 
 def test_a_batch_of_mixed_histories_equals_its_samples() -> None:
@@ -55,13 +55,13 @@ def test_a_batch_of_mixed_histories_equals_its_samples() -> None:
     singles[1].history_valid = torch.tensor([[False, False, True]])
     joint = collate(singles)
     assert isinstance(joint, Batch)
-    memory = recall(model, joint)
+    memory = memory_from_history(model, joint)
     assert memory is not None
     assert memory.valid.tolist() == [False, True, True]
     with torch.no_grad():
         together, _ = model(joint.frames, memory)
         for index, single in enumerate(singles):
-            alone, _ = model(single.frames, recall(model, single))
+            alone, _ = model(single.frames, memory_from_history(model, single))
             torch.testing.assert_close(together.bev[index], alone.bev[0])
 
 
@@ -69,7 +69,7 @@ def test_the_past_gets_no_gradient_and_no_drop_out() -> None:
     model = TinyModel(dropout=0.9).train()
     model.backbone.eval()  # as frozen stages are
     batch = queue(1)
-    first, second = recall(model, batch), recall(model, batch)
+    first, second = memory_from_history(model, batch), memory_from_history(model, batch)
     assert first is not None
     assert second is not None
     assert torch.equal(first.features, second.features)

@@ -175,9 +175,9 @@ def test_a_step_sees_what_a_model_that_drives_sees(turns: int) -> None:
     module = TrainingModule(tiny_config(stream_length=3, stream_turns=turns, accumulate=6), TinyModel())
     found = []
     for i in range(3):
-        found.append(module._see(module.model, batch_of(i, 40 + i), turns * i).bev)
+        found.append(module._forward(module.model, batch_of(i, 40 + i), turns * i).bev)
         if turns == 2:
-            module._see(module.model, batch_of(20 + i, 70 - i), turns * i + 1)  # others in between
+            module._forward(module.model, batch_of(20 + i, 70 - i), turns * i + 1)  # others in between
     memory = None
     for i, bev in enumerate(found):
         outputs, memory = module.model(batch_of(i, 40 + i).frames, memory)

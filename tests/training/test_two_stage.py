@@ -1,4 +1,4 @@
-"""Training the perspective head first."""
+"""A perspective head is trained first, and the whole model starts from its weights."""
 
 from __future__ import annotations
 
@@ -7,44 +7,46 @@ from pathlib import Path
 import pytest
 import torch
 
-from bevperception.config import ExperimentConfig, TrainingConfig
-from bevperception.config_model import ModelConfig, PerspectiveConfig
-from bevperception.errors import ConfigError
-from bevperception.structures import BEVMemory, CameraFrames, ModelOutputs
-from bevperception.training.run import train
-from tests.training.standin import TinyModel, TinySource, no_evaluation, tiny_config
+from bevperception.checkpoints.weights import Card, load_into, load_model, read_weights, save_weights
+from bevperception.config_io import config_to_dict, load_config
+from bevperception.errors import CheckpointError, ConfigError
+from bevperception.models.bevformer import BEVFormer
+from bevperception.models.build import build_model
+from bevperception.models.perspective_model import PerspectiveModel
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "world_perspective.yaml"
+PARTS = ("backbone", "neck", "perspective")
 
 
-class Watched(TinyModel):
-    """Notes which of its stages every step asks for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[str] = []
-
-    def see(self, frames: CameraFrames) -> ModelOutputs:
-        self.asked.append("first stage")
-        return TinyModel.forward(self, frames, None)[0]
-
-    def forward(
-        self, frames: CameraFrames, memory: BEVMemory | None = None
-    ) -> tuple[ModelOutputs, BEVMemory]:
-        self.asked.append("whole")
-        return super().forward(frames, memory)
+def test_the_whole_model_starts_from_the_first_stage(tmp_path: Path) -> None:
+    config = load_config(CONFIG)
+    first = build_model(config.model)
+    assert isinstance(first, PerspectiveModel)
+    save_weights(tmp_path, first.state_dict(), Card(config_to_dict(config)))
+    whole = build_model(load_config(CONFIG, {"model.perspective.only": False}).model)
+    assert isinstance(whole, BEVFormer)
+    weights = read_weights(tmp_path)
+    assert load_into(whole, weights, parts=PARTS) == {}
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name
+    with pytest.raises(CheckpointError, match="missing"):
+        load_into(whole, weights)
 
 
-def test_the_first_steps_ask_for_the_perspective_head_alone(tmp_path: Path) -> None:
-    config = tiny_config(steps=5)
-    config.model.perspective.enabled = True
-    config.training.perspective_steps = 2
-    torch.manual_seed(0)
-    model = Watched()
-    train(config, model, TinySource(history=1), no_evaluation, tmp_path)
-    assert model.asked == ["first stage"] * 2 + ["whole"] * 3
+def test_a_first_stage_of_version_0_1_loads(tmp_path: Path) -> None:
+    """It had the parts of the BEV beside the perspective head, which stood still."""
+    whole = build_model(load_config(CONFIG, {"model.perspective.only": False}).model)
+    config = config_to_dict(load_config(CONFIG))
+    config["model"]["perspective"]["alone"] = config["model"]["perspective"].pop("only")
+    config["training"]["perspective_steps"] = 0
+    save_weights(tmp_path, whole.state_dict(), Card(config))
+    weights = read_weights(tmp_path)
+    model = load_model(weights, weights.config())
+    assert isinstance(model, PerspectiveModel)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name
 
 
-def test_it_needs_a_perspective_head() -> None:
-    with pytest.raises(ConfigError, match=r"perspective_steps needs model\.perspective\.enabled"):
-        ExperimentConfig(training=TrainingConfig(perspective_steps=3))
-    model = ModelConfig(perspective=PerspectiveConfig(enabled=True))
-    ExperimentConfig(model=model, training=TrainingConfig(perspective_steps=3))
+def test_the_schedule_of_version_0_1_says_what_to_do() -> None:
+    with pytest.raises(ConfigError, match=r"train with model\.perspective\.only first"):
+        load_config(None, {"training.perspective_steps": 2})

@@ -56,7 +56,7 @@ class DeformableAttention(nn.Module):
         groups: what a head samples from: (levels,), or (queue entries, levels).
         points: sampling points per head and group.
         dropout: on the output before the residual sum.
-        looking_channels: width of what offsets and weights are predicted from; None for ``channels``.
+        offset_input_channels: width of what offsets and weights are predicted from; None for ``channels``.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class DeformableAttention(nn.Module):
         groups: tuple[int, ...],
         points: int,
         dropout: float = 0.0,
-        looking_channels: int | None = None,
+        offset_input_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.heads, self.groups, self.points = heads, groups, points
-        looking = channels if looking_channels is None else looking_channels
+        looking = channels if offset_input_channels is None else offset_input_channels
         samples = heads * math.prod(groups) * points
         self.sampling_offsets = Linear(looking, samples * 2)
         self.attention_weights = Linear(looking, samples)
@@ -84,7 +84,7 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    def start_within(self, reach_cells: float | None, anchors: int = 1) -> None:
+    def init_offsets(self, reach_cells: float | None, anchors: int = 1) -> None:
         """Choose where the untrained module looks; see :func:`init_sampling_offsets`."""
         groups = math.prod(self.groups)
         init_sampling_offsets(self.sampling_offsets, self.heads, groups, self.points, reach_cells, anchors)
@@ -93,7 +93,7 @@ class DeformableAttention(nn.Module):
         """What each query asks for, as :func:`bevperception.ops.deform_attn` takes it.
 
         Args:
-            looking: (B, Q, looking_channels).
+            looking: (B, Q, offset_input_channels).
 
         Returns:
             offsets (B * Q, heads * groups * points * 2) in cells, and logits (B * Q, heads * groups *

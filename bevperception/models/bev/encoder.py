@@ -19,7 +19,7 @@ from bevperception.models.bev.spatial_attention import (
 )
 from bevperception.models.bev.temporal_attention import TemporalSelfAttention
 from bevperception.models.precision import LayerNorm
-from bevperception.models.shortcuts import all_true
+from bevperception.models.selection import all_true
 from bevperception.ops.linear import Linear, linear
 
 

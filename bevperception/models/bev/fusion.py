@@ -1,62 +1,23 @@
-"""Several frames' BEV features become one: warped, concatenated, reduced.
+"""The network that fuses the BEV features of several frames: concatenation and residual blocks.
 
-The temporal encoder of BEVFormer v2 (Yang et al., CVPR 2023, section 3.4): every frame's BEV features
-are made from that frame alone, so a vehicle keeps them and only warps them when a new frame comes.
+The temporal encoder of BEVFormer v2 (Yang et al., CVPR 2023, section 3.4): the BEV features of every frame
+come from that frame alone, so a vehicle keeps them and only warps them when a new frame comes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bevperception.geometry import BEVGrid
-from bevperception.models.bev.memory import warp_bev
+from bevperception.config_model import ModelConfig
+from bevperception.models.map_layers import MapNorm, ResidualBlock
 from bevperception.models.precision import LayerNorm
-from bevperception.models.shortcuts import all_true
-from bevperception.structures import BEVMemory
-
-NormName = Literal["batch", "group"]
 
 
-def build_norm(name: NormName, channels: int) -> nn.Module:
-    """Batch normalisation, or group normalisation, for which a batch of n equals n singles."""
-    if name == "batch":
-        return nn.BatchNorm2d(channels)
-    return nn.GroupNorm(next(g for g in (8, 4, 2, 1) if channels % g == 0), channels)
-
-
-class FusionBlock(nn.Module):
-    """Two 3x3 convolutions around a residual sum (ResNet's basic block at stride 1).
-
-    Args:
-        in_channels, channels: width before and after; where they differ, a 3x3 convolution and a norm
-            stand in the shortcut.
-        norm: 'batch' or 'group'.
-    """
-
-    def __init__(self, in_channels: int, channels: int, norm: NormName) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        self.norm1 = build_norm(norm, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = build_norm(norm, channels)
-        self.shortcut: nn.Module = nn.Identity()
-        if in_channels != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), build_norm(norm, channels)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, h, w) to (B, channels, h, w)."""
-        y = torch.relu(self.norm1(self.conv1(x)))
-        return torch.relu(self.shortcut(x) + self.norm2(self.conv2(y)))
-
-
-class TemporalFusion(nn.Module):
+class FusionNetwork(nn.Module):
     """Concatenation of frames along the channels, residual blocks, a linear layer.
 
     Args:
@@ -78,9 +39,10 @@ class TemporalFusion(nn.Module):
         self,
         channels: int,
         frames: int,
+        *,
         inner_channels: int | None = None,
         blocks: int = 2,
-        norm: NormName = "group",
+        norm: MapNorm = "group",
         coverage: bool = True,
         residual: bool = True,
         checkpointing: bool = False,
@@ -90,7 +52,7 @@ class TemporalFusion(nn.Module):
         width = frames * channels + (frames - 1 if coverage else 0)
         inner = inner_channels or frames * channels
         self.blocks = nn.ModuleList(
-            FusionBlock(width if i == 0 else inner, inner, norm) for i in range(blocks)
+            ResidualBlock(width if i == 0 else inner, inner, norm) for i in range(blocks)
         )
         self.projection = nn.Linear(inner, channels)
         self.norm = nn.Identity() if residual else LayerNorm(channels)
@@ -111,10 +73,11 @@ class TemporalFusion(nn.Module):
             (B, C, rows, columns).
         """
         # Channels last, as warping leaves them: faster on a CPU.
+        # (B, C, rows, columns) -> (B, rows, columns, C)
         parts = [x.permute(0, 2, 3, 1) for x in maps]
         if self.coverage:
             parts.append(torch.stack(list(coverages), dim=-1).to(maps[current].dtype))
-        x = torch.cat(parts, dim=-1).permute(0, 3, 1, 2)
+        x = torch.cat(parts, dim=-1).permute(0, 3, 1, 2)  # (B, frames*C + coverages, rows, columns)
         for block in self.blocks:
             recompute = self.checkpointing and torch.is_grad_enabled() and x.requires_grad
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
@@ -122,46 +85,19 @@ class TemporalFusion(nn.Module):
         return maps[current] + fused if self.residual else fused
 
 
-def fuse_memory(
-    fusion: TemporalFusion,
-    grid: BEVGrid,
-    current: BEVMemory,
-    chosen: Sequence[BEVMemory],
-    past: int,
-    missing: Literal["zeros", "nearest"],
-) -> Tensor:
-    """Warp the chosen frames into the current one and fuse all.
-
-    Args:
-        fusion: for 1 + len(chosen) frames.
-        grid: of all maps.
-        current: the current frame's features and pose.
-        chosen: the other frames in order of time; invalid samples may hold anything.
-        past: how many of them are earlier.
-        missing: what stands for a frame that is not there: 'zeros' with coverage 0, or the 'nearest'
-            frame between it and the current one, without gradient, as published.
-
-    Returns:
-        (B, C, rows, columns).
-    """
-    warped: list[Tensor] = []
-    coverages: list[Tensor] = []
-    for frame in chosen:
-        present = frame.valid[:, None, None]
-        pose = torch.where(present, frame.bev_to_global, current.bev_to_global)
-        features = frame.features.to(current.features.dtype)
-        if not all_true(frame.valid):
-            # where, not a product: what is forgotten may hold NaN.
-            features = torch.where(present[..., None], features, 0.0)
-        maps, coverage = warp_bev(features, grid, current.bev_to_global, pose)
-        warped.append(maps)
-        coverages.append(coverage * present)
-    if missing == "nearest":
-        newer = current.features.detach()
-        for index in [*range(past - 1, -1, -1), *range(past, len(chosen))]:
-            if index == past:
-                newer = current.features.detach()
-            warped[index] = torch.where(chosen[index].valid[:, None, None, None], warped[index], newer)
-            newer = warped[index].detach()
-    fused: Tensor = fusion([*warped[:past], current.features, *warped[past:]], coverages, past)
-    return fused
+def build_fusion(config: ModelConfig) -> FusionNetwork | None:
+    """The network that a model's settings ask for; None for a model that fuses no frames."""
+    settings = config.temporal
+    if settings.recurrent or settings.single_frame:
+        return None
+    published = settings.published_fusion
+    return FusionNetwork(
+        config.bev.channels,
+        settings.frames,
+        inner_channels=settings.inner_channels,
+        blocks=settings.blocks,
+        norm="batch" if published else "group",
+        coverage=not published,
+        residual=not published,
+        checkpointing=config.backbone.checkpointing,
+    )

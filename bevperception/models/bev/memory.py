@@ -1,224 +1,196 @@
-"""Bringing an earlier BEV into the current frame by ego motion.
+"""The memory of a stream: which frames it keeps, and which of them a new frame is fused with.
 
-Two alignments: :func:`warp_bev` samples the earlier map bilinearly with the full planar motion;
-:func:`rotate_bev` and :func:`published_shift` do what the published v1 checkpoints were trained with.
+Every choice is made with tensors, sample by sample, so that a batch of n equals n singles and a graph can be
+compiled. Only its use differs: eager code takes frames without a copy where all samples agree and drops
+frames that no sample needs; a compiled graph copies into a list of fixed length.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from bevperception.geometry import MAX_COORDINATE_M, BEVGrid
-from bevperception.models.precision import LayerNorm
-from bevperception.structures import CameraFrames
+from bevperception.models.selection import common_rows, compiling
+from bevperception.structures import BEVMemory
 
-_SNAP = 2.0**20
-"""Sampling positions are rounded to 1/_SNAP of a cell, so that no motion samples cells exactly."""
+_SPACING = 0.2
+"""With an interval, remembered frames lie at least this share of it apart."""
+_ROUNDING_S = 1e-3
 
 
-def known_poses(frames: CameraFrames) -> Tensor:
-    """Whether each sample's pose and CAN-bus vector are possible: finite and on Earth.
+@dataclass(frozen=True)
+class SlotSelection:
+    """Which remembered frame fills each slot of a model, sample by sample.
+
+    Attributes:
+        index: (slots, B) positions in the memory's frames; arbitrary where a slot stays empty.
+        filled: (slots, B) bool, False where no frame fits the slot.
+    """
+
+    index: Tensor
+    filled: Tensor
+
+
+def select_slots(
+    memory: BEVMemory, now_s: Tensor, past: int, future: int, interval_s: float
+) -> SlotSelection:
+    """Select the frames that a frame is fused with.
 
     Args:
-        frames: B samples.
+        memory: remembered frames, of any times.
+        now_s: (B,) time of the current frame.
+        past: slots for frames not later than the current one.
+        future: slots for later frames.
+        interval_s: 0 takes the nearest frames in time; otherwise slot k takes the frame nearest to k
+            intervals away, unless it lies more than half an interval off.
 
     Returns:
-        (B,) bool. Where it is False, the frame neither uses a memory nor becomes one.
+        past + future slots in order of time, the current frame between them left out.
     """
-    # not a comparison with >, so that NaN counts as unknown
-    known = (frames.bev_to_global.abs() <= MAX_COORDINATE_M).flatten(1).all(1)
-    if frames.can_bus is not None:
-        known = known & (frames.can_bus.abs() <= MAX_COORDINATE_M).all(1)
-    return known
+    frames = memory.frames
+    valid = torch.stack([frame.valid for frame in frames])
+    ages_s = now_s - torch.stack([frame.timestamps_s for frame in frames])
+    earlier = _fill(ages_s, valid & (ages_s >= 0), past, interval_s)
+    later = _fill(-ages_s, valid & (ages_s < 0), future, interval_s)
+    index, filled = (torch.cat((a.flip(0), b)) for a, b in zip(earlier, later, strict=True))
+    return SlotSelection(index, filled)
 
 
-def relative_pose(a_to_global: Tensor, b_to_global: Tensor) -> Tensor:
-    """``a_to_b`` of each sample; NaN for samples whose matrices are not finite or not invertible.
+def _fill(away_s: Tensor, candidates: Tensor, slots: int, interval_s: float) -> tuple[Tensor, Tensor]:
+    """Frame of each slot, nearest slot first, and whether it is filled, from (frames, B) distances."""
+    if interval_s == 0.0:
+        away_s = torch.where(candidates, away_s, math.inf)
+        index = away_s.argsort(dim=0, stable=True)[:slots]
+        return _padded(index, away_s.gather(0, index).isfinite(), slots)
+    wanted_s = interval_s * torch.arange(1, slots + 1, device=away_s.device, dtype=away_s.dtype)
+    off_s = (away_s[None] - wanted_s[:, None, None]).abs()
+    off_s = torch.where(candidates & (off_s <= 0.5 * interval_s), off_s, math.inf)
+    return off_s.argmin(1), off_s.isfinite().any(1)
+
+
+def _padded(index: Tensor, filled: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """Append empty slots up to a number of slots."""
+    missing = slots - len(index)
+    if missing <= 0:
+        return index, filled
+    empty = index.new_zeros(missing, index.shape[1])
+    return torch.cat((index, empty)), torch.cat((filled, torch.zeros_like(empty, dtype=torch.bool)))
+
+
+def gather_slots(memory: BEVMemory, selection: SlotSelection) -> list[BEVMemory]:
+    """Collect the frame of each slot.
 
     Args:
-        a_to_global, b_to_global: (B, 4, 4), any invertible matrices.
+        memory: the remembered frames that the selection was made from.
+        selection: (slots, B).
 
     Returns:
-        (B, 4, 4) float64.
+        A frame a slot. Samples whose slot is empty hold arbitrary values, and ``valid`` is False for them.
     """
-    # solve_ex: solve refuses the whole batch for one bad sample.
-    a_to_b, failed = torch.linalg.solve_ex(b_to_global.double(), a_to_global.double())
-    return torch.where((failed == 0)[:, None, None], a_to_b, math.nan)
+    frames = memory.frames
+    rows = common_rows(selection.index)
+    if rows is not None:
+        return [frames[row].keep(filled) for row, filled in zip(rows, selection.filled, strict=True)]
+    sample = torch.arange(selection.index.shape[1], device=selection.index.device)
+
+    def gather(parts: Sequence[Tensor]) -> Tensor:
+        # frames of (B, ...) -> (frames, B, ...) -> (slots, B, ...)
+        return torch.stack(tuple(parts))[selection.index, sample]
+
+    features = gather([f.features for f in frames])
+    poses, stamps = gather([f.bev_to_global for f in frames]), gather([f.timestamps_s for f in frames])
+    buses = [f.can_bus for f in frames if f.can_bus is not None]
+    can_bus = gather(buses) if len(buses) == len(frames) else [None] * len(selection.index)
+    valid = selection.filled & gather([f.valid for f in frames])
+    return [BEVMemory(*slot) for slot in zip(features, poses, stamps, valid, can_bus, strict=True)]
 
 
-def cells_in_previous(grid: BEVGrid, bev_to_global: Tensor, previous_bev_to_global: Tensor) -> Tensor:
-    """Where the current cells' centres lie in the earlier map.
+def frame_before(memory: BEVMemory, now_s: Tensor, interval_s: float) -> BEVMemory:
+    """Select the previous frame of a recurrent model.
+
+    Motion that was learned between key frames is right for frames as far apart. With an interval the previous
+    frame is the one nearest to one interval ago, whatever the cameras' rate, or none.
 
     Args:
-        grid: of both maps.
-        bev_to_global: (B, 4, 4) of the current frame, float64; any invertible matrix, so BEV frames
-            that augmentation turned, scaled or mirrored are right too.
-        previous_bev_to_global: (B, 4, 4) of the earlier frame.
+        memory: remembered frames, B samples.
+        now_s: (B,) time of the current frame.
+        interval_s: 0 for the newest frame.
 
     Returns:
-        (B, rows, columns, 2) continuous (column, row) in the earlier map, float64; not finite for samples
-        whose poses do not tell.
+        One frame; samples without a frame half to one and a half intervals ago are invalid.
     """
-    current_to_previous = relative_pose(bev_to_global, previous_bev_to_global)
-    centres = grid.cell_centres().to(bev_to_global.device)
-    planar = current_to_previous[:, None, None, :2, :2]
-    moved = (planar @ centres[..., None]).squeeze(-1) + current_to_previous[:, None, None, :2, 3]
-    return (grid.to_cells(moved) * _SNAP).round() / _SNAP
+    if interval_s == 0.0:
+        return memory.with_older([])
+    (previous,) = gather_slots(memory, select_slots(memory, now_s, 1, 0, interval_s))
+    return previous
 
 
-def sample_bilinear(features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Bilinear samples of maps at continuous cells; zeros come in from outside.
-
-    A sample that falls on a cell's centre returns that cell bit for bit.
+def push(memory: BEVMemory | None, newest: BEVMemory, past: int, interval_s: float) -> BEVMemory:
+    """Add a frame to the memory, and forget the frames that no later frame can need.
 
     Args:
-        features: (B, C, rows, columns).
-        cells: (B, h, w, 2) continuous (column, row), the centre of the first cell at (0, 0); what is not
-            finite lies outside.
+        memory: before the frame; None at the start of a stream.
+        newest: the frame, without older ones.
+        past: slots for past frames.
+        interval_s: see :func:`select_slots`; 0 keeps the last ``past`` frames, otherwise the memory
+            holds about five frames an interval, whatever the frame rate.
 
     Returns:
-        samples (B, C, h, w), and coverage (B, h, w) in [0, 1]: how much of each sample's weight lies
-        inside the map.
+        ``newest`` with the older frames behind it.
     """
-    batch, channels, rows, columns = features.shape
-    height, width = cells.shape[1:3]
-    # Cells as rows, as the encoder makes them: a sample then copies rows, not numbers from all over the map.
-    cells_of_map = features.flatten(2).transpose(1, 2).reshape(batch * rows * columns, channels)
-    first = torch.arange(batch, device=features.device)[:, None] * (rows * columns)
-    low = cells.floor()
-    fraction = cells - low
-    samples = features.new_zeros(batch, height * width, channels)
-    coverage = features.new_zeros(batch, height, width)
-    for dx in (0, 1):
-        for dy in (0, 1):
-            column, row = low[..., 0] + dx, low[..., 1] + dy
-            inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
-            weight_x = fraction[..., 0] if dx else 1 - fraction[..., 0]
-            weight_y = fraction[..., 1] if dy else 1 - fraction[..., 1]
-            # where, not products: of cells that are not finite, neither is the weight.
-            weight = torch.where(inside, weight_x * weight_y, 0.0).to(features.dtype)
-            index = torch.where(inside, row * columns + column, 0.0)
-            index = (index.long().flatten(1) + first).flatten()
-            corner = cells_of_map.index_select(0, index).view(batch, height * width, channels)
-            samples = samples + corner * weight.flatten(1)[..., None]
-            coverage = coverage + weight
-    return samples.transpose(1, 2).unflatten(2, (height, width)), coverage
-
-
-def warp_bev(
-    features: Tensor, grid: BEVGrid, bev_to_global: Tensor, previous_bev_to_global: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Earlier BEV features in the current frame, with the full planar motion.
-
-    Args:
-        features: (B, C, rows, columns) of the earlier frame.
-        grid: of both frames.
-        bev_to_global, previous_bev_to_global: (B, 4, 4) float64.
-
-    Returns:
-        features (B, C, rows, columns) and coverage (B, rows, columns), see :func:`sample_bilinear`.
-    """
-    return sample_bilinear(features, cells_in_previous(grid, bev_to_global, previous_bev_to_global))
-
-
-def seen_from(frames: CameraFrames, bev_to_global: Tensor) -> CameraFrames:
-    """The same images with a calibration for another BEV frame.
-
-    Args:
-        frames: what was seen, B samples.
-        bev_to_global: (B, 4, 4) float64 of the BEV frame that is asked for; any invertible matrix.
-
-    Returns:
-        the frames with ``bev_to_image`` and ``bev_to_global`` replaced.
-
-    Source: the published BEVFormer v2 encodes past frames in the current LiDAR frame this way.
-    """
-    asked_to_own = relative_pose(bev_to_global, frames.bev_to_global)
-    bev_to_image = frames.bev_to_image.double() @ asked_to_own[:, None]
-    return replace(frames, bev_to_image=bev_to_image.to(frames.bev_to_image), bev_to_global=bev_to_global)
-
-
-def rotate_bev(features: Tensor, angle_deg: Tensor, center: tuple[float, float]) -> Tensor:
-    """Turn maps about a point, nearest cell, zeros from outside (torchvision's ``rotate``).
-
-    Args:
-        features: (B, C, rows, columns).
-        angle_deg: (B,) degrees, counter-clockwise as displayed with row 0 at the top; a map whose angle is
-            not finite becomes zeros.
-        center: (column, row) measured from the upper left corner of the map, in cells.
-
-    Returns:
-        (B, C, rows, columns).
-    """
-    _, _, rows, columns = features.shape
-    dtype, device = features.dtype, features.device
-    # Pixel centres relative to the middle of the map; the matrix maps outputs to inputs.
-    x = torch.arange(columns, dtype=dtype, device=device) + 0.5 - columns * 0.5
-    y = torch.arange(rows, dtype=dtype, device=device) + 0.5 - rows * 0.5
-    center_x, center_y = center[0] - columns * 0.5, center[1] - rows * 0.5
-    grids = []
-    outside = torch.full((rows, columns, 2), 2.0, dtype=dtype, device=device)
-    for angle in angle_deg.double().tolist():
-        if not math.isfinite(angle):
-            grids.append(outside)
-            continue
-        c, s = math.cos(math.radians(-angle)), math.sin(math.radians(-angle))
-        theta = torch.tensor(
-            [
-                [c, s, center_x - c * center_x - s * center_y],
-                [-s, c, center_y + s * center_x - c * center_y],
-            ],
-            dtype=dtype,
-            device=device,
-        ) / torch.tensor([[0.5 * columns], [0.5 * rows]], dtype=dtype, device=device)
-        gx = theta[0, 0] * x[None, :] + theta[0, 1] * y[:, None] + theta[0, 2]
-        gy = theta[1, 0] * x[None, :] + theta[1, 1] * y[:, None] + theta[1, 2]
-        grids.append(torch.stack((gx, gy), -1))
-    return functional.grid_sample(
-        features, torch.stack(grids), mode="nearest", padding_mode="zeros", align_corners=False
+    if past == 0:
+        return newest
+    older = [] if memory is None else memory.frames
+    if compiling():
+        return newest.with_older(_push_fixed_length(older, newest, past, interval_s))
+    if not older:
+        return newest
+    needed = _needed(older, newest, past, interval_s)
+    alive = needed.any(1).tolist()
+    return newest.with_older(
+        [frame.keep(mine) for frame, mine, lives in zip(older, needed, alive, strict=True) if lives]
     )
 
 
-def published_shift(relative_can_bus: Tensor, grid: BEVGrid) -> Tensor:
-    """How far the earlier BEV's reference points move, as the published v1 computes it.
-
-    Args:
-        relative_can_bus: (B, 18): ``[:2]`` the ego's displacement in metres, global frame, and ``[-2]``
-            its yaw in radians (see ``bevperception.can_bus.relative_can_bus``).
-        grid: BEV grid in the lidar frame (y forward).
-
-    Returns:
-        (B, 2) (x, y) as fractions of the BEV.
-    """
-    dx, dy = relative_can_bus[:, 0], relative_can_bus[:, 1]
-    bev_angle = relative_can_bus[:, -2] - torch.atan2(dy, dx)
-    distance = torch.sqrt(dx * dx + dy * dy)
-    shift_y = distance * torch.cos(bev_angle) / grid.cell_y_m / grid.rows
-    shift_x = distance * torch.sin(bev_angle) / grid.cell_x_m / grid.columns
-    return torch.stack((shift_x, shift_y), dim=-1)
+def _push_fixed_length(
+    older: Sequence[BEVMemory], newest: BEVMemory, past: int, interval_s: float
+) -> list[BEVMemory]:
+    """The older frames to keep in a list of fixed length, so that a stream compiles two graphs, not many."""
+    length = past if interval_s == 0.0 else 1 + int(_reach_s(past, interval_s) / _spacing_s(interval_s))
+    if not older:
+        forgotten = newest.keep(torch.zeros_like(newest.valid))
+        # Tensors of their own: a graph is compiled for what its inputs share, and later frames share nothing.
+        return [forgotten._map(torch.clone) for _ in range(length)]
+    needed = _needed(older, newest, past, interval_s)
+    index = (~needed).int().argsort(dim=0, stable=True)[:length]  # (length or fewer, B), needed frames first
+    filled = needed.gather(0, index)
+    return gather_slots(older[0].with_older(list(older[1:])), SlotSelection(*_padded(index, filled, length)))
 
 
-class CanBusEmbedding(nn.Module):
-    """The published models' embedding of the 18-number CAN-bus vector, added to every BEV query.
+def _needed(older: Sequence[BEVMemory], newest: BEVMemory, past: int, interval_s: float) -> Tensor:
+    """Which of the older frames, newest first, are kept: (frames, B) bool."""
+    valid = torch.stack([frame.valid for frame in older])
+    if interval_s == 0.0:
+        newer = newest.valid + valid.long().cumsum(0) - valid.long()
+        return valid & (newer < past)
+    stamps_s = torch.stack([frame.timestamps_s for frame in older])
+    in_reach = valid & ((newest.timestamps_s - stamps_s).abs() <= _reach_s(past, interval_s))
+    kept: list[Tensor] = []
+    last_s = torch.full_like(newest.timestamps_s, -math.inf)
+    for stamp_s, candidate in zip(stamps_s.flip(0), in_reach.flip(0), strict=True):
+        # From the oldest on, so that what was once kept stays.
+        kept.append(candidate & ((stamp_s - last_s).abs() >= _spacing_s(interval_s)))
+        last_s = torch.where(kept[-1], stamp_s, last_s)
+    return torch.stack(kept[::-1])
 
-    Args:
-        channels: width of the BEV queries.
-        norm: LayerNorm on the result.
-    """
 
-    def __init__(self, channels: int, norm: bool = True) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(18, channels // 2)
-        self.linear2 = nn.Linear(channels // 2, channels)
-        self.norm = LayerNorm(channels) if norm else nn.Identity()
+def _reach_s(past: int, interval_s: float) -> float:
+    return (past + 0.5) * interval_s
 
-    def forward(self, relative_can_bus: Tensor) -> Tensor:
-        """(B, 18) to (B, channels); raw values, not normalised."""
-        hidden = torch.relu(self.linear1(relative_can_bus))
-        embedded: Tensor = self.norm(torch.relu(self.linear2(hidden)))
-        return embedded
+
+def _spacing_s(interval_s: float) -> float:
+    return _SPACING * interval_s - _ROUNDING_S

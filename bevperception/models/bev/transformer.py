@@ -1,45 +1,86 @@
-"""From image features to BEV features: embeddings, ego-motion alignment, encoder (PerceptionTransformer)."""
+"""From image features to BEV features: embeddings, alignment by ego motion, encoder.
+
+The published PerceptionTransformer (BEVFormer, ECCV 2022, section 3).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from bevperception.can_bus import relative_can_bus
+from bevperception.config_model import ModelConfig
 from bevperception.geometry import BEVGrid
-from bevperception.models.bev.encoder import BEVEncoder, CameraFeatures, PreviousBEV
-from bevperception.models.bev.memory import (
-    CanBusEmbedding,
+from bevperception.models.bev.alignment import (
     known_poses,
     published_shift,
     rotate_bev,
-    warp_bev,
+    warp_memory,
 )
+from bevperception.models.bev.encoder import BEVEncoder, BEVEncoderLayer, CameraFeatures, PreviousBEV
 from bevperception.models.image_padding import padded_size
+from bevperception.models.precision import LayerNorm
 from bevperception.structures import BEVMemory, CameraFrames
 
-Alignment = Literal["warp", "published"]
+PILLAR_POINTS = 4
+"""Points that a pillar is lifted to, as in all published models."""
+SPATIAL_POINTS = 8
+"""Sampling points per head and level of spatial cross-attention, as in all published models."""
+
+
+class CanBusEmbedding(nn.Module):
+    """The published models' embedding of the 18-number CAN-bus vector, added to every BEV query.
+
+    Args:
+        channels: width of the BEV queries.
+        norm: LayerNorm on the result.
+    """
+
+    def __init__(self, channels: int, norm: bool = True) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(18, channels // 2)
+        self.linear2 = nn.Linear(channels // 2, channels)
+        self.norm = LayerNorm(channels) if norm else nn.Identity()
+
+    def forward(self, relative_can_bus: Tensor) -> Tensor:
+        """(B, 18) to (B, channels); raw values, not normalised."""
+        hidden = torch.relu(self.linear1(relative_can_bus))
+        embedded: Tensor = self.norm(torch.relu(self.linear2(hidden)))
+        return embedded
+
+
+@dataclass(frozen=True)
+class PublishedAlignment:
+    """How the published v1 models bring the earlier BEV into the current frame, from CAN-bus vectors.
+
+    Attributes:
+        rotate_center: (column, row) that the earlier BEV turns about.
+        rotate: turn the earlier BEV.
+        shift: shift the reference points.
+        can_bus_norm: LayerNorm on the CAN-bus embedding.
+    """
+
+    rotate_center: tuple[float, float] = (100.0, 100.0)
+    rotate: bool = True
+    shift: bool = True
+    can_bus_norm: bool = True
 
 
 class BEVTransformer(nn.Module):
-    """Adds camera, level and CAN-bus embeddings, aligns the earlier BEV and runs the encoder.
+    """Adds the embeddings, aligns the earlier BEV and runs the encoder.
 
     Args:
         encoder: the BEV encoder.
-        grid: BEV grid in metres.
+        grid: BEV grid.
         channels: width.
         level_embeddings: rows of the level embedding, at least the number of levels used.
         camera_embeddings: cameras with a learned embedding, by position; 0 for none.
-        can_bus: embed the CAN-bus vector.
-        can_bus_norm: LayerNorm on that embedding.
-        alignment: see ``config.BEVConfig.alignment``.
-        rotate_center: (column, row) the published alignment turns about.
-        rotate: whether the published alignment turns the earlier BEV.
-        shift: whether the published alignment shifts reference points.
-        size_divisor: the features are those of images padded to a multiple of this.
+        published: align by CAN-bus vectors and embed them, as the published v1 models; None warps by the full
+            planar motion.
+        size_divisor: images were padded to a multiple of this many pixels.
     """
 
     def __init__(
@@ -48,26 +89,23 @@ class BEVTransformer(nn.Module):
         grid: BEVGrid,
         channels: int,
         level_embeddings: int,
+        *,
         camera_embeddings: int = 0,
-        can_bus: bool = False,
-        can_bus_norm: bool = True,
-        alignment: Alignment = "warp",
-        rotate_center: tuple[float, float] = (100.0, 100.0),
-        rotate: bool = True,
-        shift: bool = True,
+        published: PublishedAlignment | None = None,
         size_divisor: int = 1,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.grid = grid
-        self.alignment = alignment
-        self.rotate_center, self.rotate, self.shift = rotate_center, rotate, shift
+        self.published = published
         self.size_divisor = size_divisor
         self.level_embeds = nn.Parameter(torch.randn(level_embeddings, channels))
         self.camera_embeds = (
             nn.Parameter(torch.randn(camera_embeddings, channels)) if camera_embeddings else None
         )
-        self.can_bus_embedding = CanBusEmbedding(channels, can_bus_norm) if can_bus else None
+        self.can_bus_embedding = (
+            None if published is None else CanBusEmbedding(channels, published.can_bus_norm)
+        )
 
     def camera_features(self, features: Sequence[Tensor], frames: CameraFrames) -> CameraFeatures:
         """Flatten the levels and add the embeddings.
@@ -81,7 +119,7 @@ class BEVTransformer(nn.Module):
         """
         levels = []
         for level, maps in enumerate(features):
-            tokens = maps.flatten(3).transpose(2, 3)
+            tokens = maps.flatten(3).transpose(2, 3)  # (B, N, C, h, w) -> (B, N, h*w, C)
             if self.camera_embeds is not None:
                 cameras = tokens.shape[1]
                 if cameras > self.camera_embeds.shape[0]:
@@ -118,11 +156,13 @@ class BEVTransformer(nn.Module):
             relative_can: (B, 18), see ``bevperception.can_bus.relative_can_bus``.
             valid: (B,) bool.
         """
-        if self.rotate:
-            features = rotate_bev(features, relative_can[:, -1], self.rotate_center)
+        assert self.published is not None
+        if self.published.rotate:
+            features = rotate_bev(features, relative_can[:, -1], self.published.rotate_center)
         shift = published_shift(relative_can, self.grid)
-        if not self.shift:
+        if not self.published.shift:
             shift = torch.zeros_like(shift)
+        # (B, C, rows, columns) -> (B, rows*columns, C)
         return PreviousBEV(features.flatten(2).transpose(1, 2), shift, valid)
 
     def align(self, frames: CameraFrames, memory: BEVMemory, relative_can: Tensor | None) -> PreviousBEV:
@@ -136,18 +176,14 @@ class BEVTransformer(nn.Module):
         Raises:
             ValueError: if 'published' lacks CAN-bus vectors.
         """
-        if self.alignment == "published":
+        if self.published is not None:
             if relative_can is None:
                 raise ValueError(
                     "alignment 'published' needs the CAN-bus vector of this frame and of the memory, "
                     "and one of them has none (frames.can_bus is None?)"
                 )
             return self.published_previous(memory.features, relative_can, memory.valid)
-        # A forgotten sample's matrices may hold anything: let them stand still.
-        previous_to_global = torch.where(
-            memory.valid[:, None, None], memory.bev_to_global, frames.bev_to_global
-        )
-        features, _ = warp_bev(memory.features, self.grid, frames.bev_to_global, previous_to_global)
+        features, _ = warp_memory(self.grid, memory, frames.bev_to_global)
         shift = features.new_zeros(features.shape[0], 2)
         return PreviousBEV(features.flatten(2).transpose(1, 2), shift, memory.valid)
 
@@ -173,9 +209,7 @@ class BEVTransformer(nn.Module):
         """
         batch = frames.batch_size
         relative_can = None
-        if frames.can_bus is not None and (
-            self.can_bus_embedding is not None or self.alignment == "published"
-        ):
+        if self.published is not None and frames.can_bus is not None:
             relative_can = self._relative_can_bus(frames, memory)
         previous = None if memory is None else self.align(frames, memory, relative_can)
         embedded = self.embed_queries(queries.expand(batch, -1, -1), relative_can)
@@ -194,3 +228,37 @@ class BEVTransformer(nn.Module):
         if memory.can_bus is None:
             return None
         return relative_can_bus(can_bus, memory.can_bus, memory.valid)
+
+
+def build_bev_transformer(config: ModelConfig) -> BEVTransformer:
+    """The part between image features and BEV features, with its initial sampling offsets.
+
+    Args:
+        config: of the whole model.
+    """
+    bev = config.bev
+    layers = [
+        BEVEncoderLayer(
+            channels=bev.channels,
+            heads=bev.heads,
+            temporal_points=bev.temporal_points,
+            spatial_points=SPATIAL_POINTS,
+            levels=config.feature_levels,
+            feedforward_channels=bev.feedforward_channels,
+            dropout=bev.dropout,
+            temporal_heads=bev.temporal_heads,
+        )
+        for _ in range(bev.layers)
+    ]
+    for layer in layers:
+        layer.temporal_attention.init_offsets(bev.initial_temporal_reach_cells)
+        layer.spatial_attention.init_offsets(bev.initial_reach_cells, PILLAR_POINTS)
+    return BEVTransformer(
+        BEVEncoder(layers, bev.rows, bev.columns, bev.range_m, PILLAR_POINTS),
+        bev.grid,
+        bev.channels,
+        config.level_embeddings,
+        camera_embeddings=bev.camera_embedding,
+        published=PublishedAlignment() if bev.alignment == "published" else None,
+        size_divisor=config.size_divisor,
+    )

@@ -9,19 +9,22 @@ above all comes from comparing two BEVs, which is not the decoder's work. The he
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bevperception.config_model import BEVConfig, CentreConfig
 from bevperception.geometry import BEVGrid
-from bevperception.models.bev.memory import sample_bilinear
-from bevperception.structures import Boxes3D, CentreOutputs
+from bevperception.models.bev.alignment import sample_bilinear
+from bevperception.models.heads.focal_loss import ReduceMean
+from bevperception.structures import Boxes3D, CentreOutputs, Targets
+from bevperception.taxonomy import DETECTION_CLASSES
 
 PRIOR_PROBABILITY = 0.02
-"""What every cell scores for every class before training."""
+"""Initial score of every class in every cell."""
 MOVING_WEIGHT = 3.0
 """How much more the velocity of what moves counts. Most objects stand, and the median of all is zero: a model
 that tells moving from standing badly, as at first they all do, would not begin to."""
@@ -34,44 +37,63 @@ LEAST_WEIGHT = 0.1
 class CentreHead(nn.Module):
     """One 3x3 convolution, then a classifier and a velocity per cell.
 
+    With ``settings.compare`` it reads velocities from the BEV and the previous BEV in the current frame: two
+    more 3x3 convolutions over both, whose result, zero at first, is added to the BEV before the head's own.
+
     Args:
-        channels: width of the BEV features.
-        classes: classes of objects.
-        compare: read the velocities from the BEV and the earlier one, brought into the current frame: two
-            more 3x3 convolutions over both, whose result is added to the BEV before the head's own. It
-            begins with nothing.
+        settings: of the head.
+        bev: grid and width of the BEV features.
     """
 
-    def __init__(self, channels: int, classes: int, compare: bool = False) -> None:
+    def __init__(self, *, settings: CentreConfig, bev: BEVConfig) -> None:
         super().__init__()
+        channels, self.grid = bev.channels, bev.grid
         self.stem = nn.Conv2d(channels, channels, 3, padding=1)
-        self.heat = nn.Conv2d(channels, classes, 1)
+        self.heat = nn.Conv2d(channels, len(DETECTION_CLASSES), 1)
         self.velocity = nn.Conv2d(channels, 2, 1)
         assert self.heat.bias is not None
         nn.init.constant_(self.heat.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
         self.motion: nn.Sequential | None = None
-        if compare:
+        if settings.compare:
             last = nn.Conv2d(channels, channels, 3, padding=1)
             nn.init.zeros_(last.weight)
             assert last.bias is not None
             nn.init.zeros_(last.bias)
             self.motion = nn.Sequential(nn.Conv2d(2 * channels + 1, channels, 3, padding=1), nn.ReLU(), last)
+        self.loss = CentreLoss(settings.heat_weight, settings.velocity_weight)
 
-    def forward(self, bev: Tensor, earlier: tuple[Tensor, Tensor] | None = None) -> CentreOutputs:
-        """Predict.
+    @property
+    def compares(self) -> bool:
+        """Whether it reads the previous BEV too."""
+        return self.motion is not None
+
+    def forward(self, bev: Tensor, previous: tuple[Tensor, Tensor] | None = None) -> CentreOutputs:
+        """Predict centres and velocities.
 
         Args:
             bev: (B, channels, rows, columns) BEV features.
-            earlier: those of the frame before in the current frame, and (B, rows, columns) in [0, 1], what
-                of every cell they cover; None where there are none. Not looked at without ``compare``.
+            previous: the BEV features of the frame before, warped into the current frame, and how much of
+                every cell they cover (B, rows, columns) in [0, 1]; None without a frame before. Used only
+                with ``compare``.
         """
         features = torch.relu(self.stem(bev))
         heat = self.heat(features)
         if self.motion is not None:
-            before, coverage = earlier or (torch.zeros_like(bev), torch.zeros_like(bev[:, 0]))
+            before, coverage = previous or (torch.zeros_like(bev), torch.zeros_like(bev[:, 0]))
             pair = torch.cat((bev, before.to(bev.dtype), coverage[:, None].to(bev.dtype)), dim=1)
             features = torch.relu(self.stem(bev + self.motion(pair)))
         return CentreOutputs(heat, self.velocity(features))
+
+    def losses(self, outputs: CentreOutputs, targets: Targets, reduce_mean: ReduceMean) -> dict[str, Tensor]:
+        """Weighted losses ``heat`` and ``velocity``, see :class:`CentreLoss`.
+
+        Args:
+            outputs: of :meth:`forward`.
+            targets: ground truth of the same frame.
+            reduce_mean: over processes.
+        """
+        classes = outputs.heat_logits.shape[1]
+        return self.loss(outputs, centre_targets(targets.boxes, self.grid, classes), reduce_mean)
 
 
 def velocities_at(velocity: Tensor, cells: Tensor) -> Tensor:
@@ -89,6 +111,22 @@ def velocities_at(velocity: Tensor, cells: Tensor) -> Tensor:
     within = torch.minimum(cells.detach().clamp_min(0), last)
     samples, _ = sample_bilinear(velocity, within)
     return samples.permute(0, 2, 3, 1)
+
+
+def add_cell_velocity(codes: Tensor, velocity: Tensor, grid: BEVGrid) -> Tensor:
+    """Add to every box's velocity that of the cells at its centre.
+
+    Args:
+        codes: (layers, B, queries, 10) box codes, centres in metres.
+        velocity: (B, 2, rows, columns) m/s.
+        grid: of the velocities.
+
+    Returns:
+        (layers, B, queries, 10).
+    """
+    cells = grid.to_cells(codes[..., :2].transpose(0, 1))  # (B, layers, queries, 2)
+    added = velocities_at(velocity.to(codes.dtype), cells).transpose(0, 1)
+    return torch.cat((codes[..., :8], codes[..., 8:] + added), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -172,7 +210,7 @@ class CentreLoss:
     beta: float = 4.0
 
     def __call__(
-        self, outputs: CentreOutputs, targets: CentreTargets, reduce_mean: Callable[[Tensor], Tensor]
+        self, outputs: CentreOutputs, targets: CentreTargets, reduce_mean: ReduceMean
     ) -> dict[str, Tensor]:
         """Weighted losses ``heat`` (per object) and ``velocity`` (m/s, weighted mean over cells).
 

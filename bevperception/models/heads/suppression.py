@@ -37,7 +37,7 @@ def greedy(
     return kept
 
 
-def drop_duplicates(boxes: Boxes3D, share: float) -> Boxes3D:
+def circle_nms(boxes: Boxes3D, share: float) -> Boxes3D:
     """Suppress duplicate boxes by distance on the ground (circle NMS; Yin et al., CVPR 2021), class by class.
 
     The circle grows with the box: one radius for all either merges pedestrians or leaves duplicate trucks.

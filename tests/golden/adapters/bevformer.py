@@ -13,17 +13,18 @@ from bevperception.checkpoints.published_transformer import (
     head_key,
     transformer_key,
 )
+from bevperception.config_model import BEVConfig, DetectionConfig
 from bevperception.geometry import BEVGrid
+from bevperception.models.bev.alignment import published_shift, rotate_bev
 from bevperception.models.bev.encoder import BEVEncoder, BEVEncoderLayer, CameraFeatures, PreviousBEV
 from bevperception.models.bev.grid import (
     LearnedPositionalEncoding,
     pillar_reference_points,
     plane_reference_points,
 )
-from bevperception.models.bev.memory import published_shift, rotate_bev
 from bevperception.models.bev.spatial_attention import SpatialCrossAttention, find_hits, project_pillars
 from bevperception.models.bev.temporal_attention import TemporalSelfAttention
-from bevperception.models.bev.transformer import BEVTransformer
+from bevperception.models.bev.transformer import BEVTransformer, PublishedAlignment
 from bevperception.models.heads.box_code import BoxCodec, flip_yaw_convention
 from bevperception.models.heads.decoder import (
     DecodedQueries,
@@ -37,8 +38,8 @@ from bevperception.models.heads.detection import (
     decode_detections,
     regression_branch,
 )
-from bevperception.models.losses import DetectionLoss
-from bevperception.models.matching import assign_all, matching_cost
+from bevperception.models.heads.detection_loss import DetectionLoss
+from bevperception.models.heads.matching import assign_all, matching_cost
 from bevperception.ops import CompressedRows, deform_attn
 from bevperception.structures import Boxes3D, CameraFrames, DetectionOutputs
 from tests.golden.case import Case, adapter
@@ -307,13 +308,13 @@ def build_transformer(case: Case, cfg: Config, bev_range: list[float]) -> BEVTra
         BEVGrid(x0, x1, y0, y1, rows, columns),
         cfg["embed_dims"],
         parameters[f"{prefix}level_embeds"].shape[0],
-        parameters[f"{prefix}cams_embeds"].shape[0],
-        can_bus=True,
-        can_bus_norm=has_norm,
-        alignment="published",
-        rotate_center=tuple(cfg["rotate_center"]),
-        rotate=cfg["rotate_prev_bev"],
-        shift=cfg["use_shift"],
+        camera_embeddings=parameters[f"{prefix}cams_embeds"].shape[0],
+        published=PublishedAlignment(
+            rotate_center=tuple(cfg["rotate_center"]),
+            rotate=cfg["rotate_prev_bev"],
+            shift=cfg["use_shift"],
+            can_bus_norm=has_norm,
+        ),
     )
 
 
@@ -416,6 +417,38 @@ def run_transformer(case: Case) -> None:
         case.check_gradients(outputs, inputs, module, module.rename)
 
 
+def build_detection_head(case: Case, cfg: Config) -> DetectionHead:
+    """The detection head of a case, whose branches may be deeper than published."""
+    layer = cfg["transformer"]["decoder"]["transformerlayers"]
+    attention, cross = layer["attn_cfgs"]
+    assert (cross["num_points"], cfg["num_classes"]) == (4, 10)
+    x0, y0, z0, x1, y1, z1 = case.meta["pc_range"]
+    head = DetectionHead(
+        settings=DetectionConfig(
+            queries=cfg["num_query"],
+            groups=cfg.get("group_detr", 1),
+            layers=cfg["transformer"]["decoder"]["num_layers"],
+        ),
+        bev=BEVConfig(
+            channels=cross["embed_dims"],
+            heads=attention["num_heads"],
+            feedforward_channels=layer["feedforward_channels"],
+            x_range_m=(x0, x1),
+            y_range_m=(y0, y1),
+            z_range_m=(z0, z1),
+        ),
+    )
+    layers, channels = head.settings.layers, cross["embed_dims"]
+    branches = _regression_branches(case, "reg_branches.", layers, channels)
+    assert branches is not None
+    head.regression = branches
+    weights = [k for k in case.parameters() if k.startswith("cls_branches.0.") and k.endswith(".weight")]
+    head.classification = nn.ModuleList(
+        classification_branch(channels, cfg["num_classes"], len(weights) // 2) for _ in range(layers)
+    )
+    return head
+
+
 class _Head(nn.Module):
     """The published head's parts under the names that they have in BEVFormer."""
 
@@ -424,24 +457,10 @@ class _Head(nn.Module):
         transformer = cfg["transformer"]
         channels, rows, columns = transformer["embed_dims"], cfg["bev_h"], cfg["bev_w"]
         bev_range = case.meta["pc_range"]
-        decoder = build_decoder(transformer["decoder"])
-        reg = _regression_branches(case, "reg_branches.", len(decoder.layers), channels)
-        assert reg is not None
-        hidden = sum(isinstance(m, nn.ReLU) for m in reg[0])
         self.bev_queries = nn.Embedding(rows * columns, channels)
         self.bev_position = LearnedPositionalEncoding(channels, rows, columns)
         self.bev_transformer = build_transformer(case, transformer, bev_range)
-        self.detection = DetectionHead(
-            decoder, channels, cfg["num_classes"], cfg["num_query"], hidden, tuple(bev_range)
-        )
-        classes = case.parameters()["cls_branches.0.0.weight"].shape[0]
-        assert classes == channels
-        cls_hidden = (
-            sum(k.startswith("cls_branches.0.") and k.endswith(".weight") for k in case.parameters()) // 2
-        )
-        self.detection.classification = nn.ModuleList(
-            classification_branch(channels, cfg["num_classes"], cls_hidden) for _ in decoder.layers
-        )
+        self.detection = build_detection_head(case, cfg)
 
 
 @adapter("head", uses_ops=True)
@@ -532,13 +551,13 @@ def _loss(case: Case) -> DetectionLoss:
     box, assigner = cfg["loss_bbox"], cfg["train_cfg"]["assigner"]
     return DetectionLoss(
         CODEC,
-        cfg["loss_cls"]["loss_weight"],
-        box["loss_weight"],
-        assigner["cls_cost"]["weight"],
-        assigner["reg_cost"]["weight"],
-        case.meta["code_weights"],
-        cfg["loss_cls"]["alpha"],
-        cfg["loss_cls"]["gamma"],
+        box_weight=box["loss_weight"],
+        box_cost=assigner["reg_cost"]["weight"],
+        code_weights=case.meta["code_weights"],
+        class_weight=cfg["loss_cls"]["loss_weight"],
+        class_cost=assigner["cls_cost"]["weight"],
+        alpha=cfg["loss_cls"]["alpha"],
+        gamma=cfg["loss_cls"]["gamma"],
         smooth=box["type"] == "SmoothL1Loss",
         smooth_cost=assigner["reg_cost"]["type"] == "SmoothL1Cost",
         smooth_beta=box.get("beta", 1.0),

@@ -7,19 +7,20 @@ from torch import Tensor, nn
 
 from bevperception.checkpoints.published_transformer import fusion_key, head_key, transformer_key
 from bevperception.geometry import BEVGrid
-from bevperception.models.bev.fusion import TemporalFusion, fuse_memory
+from bevperception.models.bev.alignment import sample_bilinear
+from bevperception.models.bev.fusion import FusionNetwork
 from bevperception.models.bev.grid import LearnedPositionalEncoding
-from bevperception.models.bev.memory import sample_bilinear
+from bevperception.models.bev.temporal import fuse_memory
 from bevperception.models.bev.transformer import BEVTransformer
-from bevperception.models.heads.detection import DetectionHead, classification_branch
+from bevperception.models.heads.detection_loss import DetectionLoss
 from bevperception.models.heads.self_attention import grouped_self_attention
-from bevperception.models.losses import DetectionLoss
 from bevperception.structures import BEVMemory, Boxes3D, CameraFrames, DetectionOutputs
 from tests.golden.adapters.bevformer import (
     CODEC,
     Config,
     _regression_branches,
     build_decoder,
+    build_detection_head,
     build_encoder,
     matrices,
     own_rows,
@@ -27,8 +28,10 @@ from tests.golden.adapters.bevformer import (
 from tests.golden.case import Case, adapter
 
 
-def published_fusion(channels: int, frames: int, inner: int | None, blocks: int) -> TemporalFusion:
-    return TemporalFusion(channels, frames, inner, blocks, "batch", coverage=False, residual=False)
+def published_fusion(channels: int, frames: int, inner: int | None, blocks: int) -> FusionNetwork:
+    return FusionNetwork(
+        channels, frames, inner_channels=inner, blocks=blocks, norm="batch", coverage=False, residual=False
+    )
 
 
 @adapter("fusion")
@@ -78,7 +81,7 @@ class _BEVPart(nn.Module):
             self.grid,
             cfg["embed_dims"],
             parameters[f"{prefix}level_embeds"].shape[0],
-            0 if cameras is None else cameras.shape[0],
+            camera_embeddings=0 if cameras is None else cameras.shape[0],
         )
         frames = cfg["frames"]
         self.current = frames.index(0)
@@ -187,25 +190,9 @@ class _GroupHead(_BEVPart):
         transformer = cfg["transformer"]
         super().__init__(case, transformer, "transformer.")
         channels, rows, columns = transformer["embed_dims"], cfg["bev_h"], cfg["bev_w"]
-        decoder = build_decoder(transformer["decoder"])
-        reg = _regression_branches(case, "reg_branches.", len(decoder.layers), channels)
-        assert reg is not None
-        hidden = sum(isinstance(m, nn.ReLU) for m in reg[0])
         self.bev_queries = nn.Embedding(rows * columns, channels)
         self.bev_position = LearnedPositionalEncoding(channels, rows, columns)
-        self.detection = DetectionHead(
-            decoder,
-            channels,
-            cfg["num_classes"],
-            cfg["num_query"],
-            hidden,
-            tuple(case.meta["pc_range"]),
-            cfg["group_detr"],
-        )
-        own = [k for k in case.parameters() if k.startswith("cls_branches.0.") and k.endswith(".weight")]
-        self.detection.classification = nn.ModuleList(
-            classification_branch(channels, cfg["num_classes"], len(own) // 2) for _ in decoder.layers
-        )
+        self.detection = build_detection_head(case, cfg)
 
 
 @adapter("head_groupdetr", uses_ops=True)
@@ -235,13 +222,13 @@ def _check_group_loss(case: Case, cfg: Config, outputs: DetectionOutputs) -> Non
     box, assigner = cfg["loss_bbox"], cfg["train_cfg"]["assigner"]
     loss = DetectionLoss(
         CODEC,
-        cfg["loss_cls"]["loss_weight"],
-        box["loss_weight"],
-        assigner["cls_cost"]["weight"],
-        assigner["reg_cost"]["weight"],
-        case.array("param.code_weights").tolist(),
-        cfg["loss_cls"]["alpha"],
-        cfg["loss_cls"]["gamma"],
+        box_weight=box["loss_weight"],
+        box_cost=assigner["reg_cost"]["weight"],
+        code_weights=case.array("param.code_weights").tolist(),
+        class_weight=cfg["loss_cls"]["loss_weight"],
+        class_cost=assigner["cls_cost"]["weight"],
+        alpha=cfg["loss_cls"]["alpha"],
+        gamma=cfg["loss_cls"]["gamma"],
         smooth=box["type"] == "SmoothL1Loss",
         smooth_cost=assigner["reg_cost"]["type"] == "SmoothL1Cost",
         smooth_beta=box.get("beta", 1.0),

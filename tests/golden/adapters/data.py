@@ -24,7 +24,7 @@ from bevperception.data.nuscenes import CameraRecord, projection_matrix
 from bevperception.data.published_v2 import cut_and_resize, plan_v2
 from bevperception.data.transforms import BEVDraw, ImageDraw
 from bevperception.geometry import invert_rigid, pose_matrix, transform_boxes
-from bevperception.models.bev.memory import seen_from
+from bevperception.models.bev.alignment import seen_from
 from bevperception.structures import CameraFrames
 from tests.golden.case import Case, adapter
 

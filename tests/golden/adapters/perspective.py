@@ -10,7 +10,7 @@ from bevperception.geometry import rotation_from_quaternion
 from bevperception.models.heads.perspective.camera import CameraBoxes
 from bevperception.models.heads.perspective.codec import PerspectiveCodec, flatten
 from bevperception.models.heads.perspective.loss import PerspectiveLoss
-from bevperception.models.heads.perspective.network import PerspectiveHead, locations
+from bevperception.models.heads.perspective.network import NetworkSettings, PerspectiveNetwork, locations
 from bevperception.models.heads.perspective.targets import Assigner, ImageTargets
 from tests.golden.adapters.bevformer import Config
 from tests.golden.case import Case, adapter
@@ -42,24 +42,26 @@ MAPS = {
 }
 
 
-def build_head(case: Case, kwargs: Config) -> PerspectiveHead:
+def build_head(case: Case, kwargs: Config) -> PerspectiveNetwork:
     flat, box3d = kwargs["fcos2d_cfg"], kwargs["fcos3d_cfg"]
     assert flat["norm"] == box3d["norm"]
     assert flat["use_scale"] == box3d["use_scale"]
-    return PerspectiveHead(
-        kwargs["in_channels"],
-        kwargs["num_classes"],
-        kwargs["strides"],
-        box3d["mean_depth_per_level"],
-        box3d["std_depth_per_level"],
-        flat["num_cls_convs"],
-        flat["num_box_convs"],
-        box3d["num_convs"],
-        case.parameters()["attr_logits.weight"].shape[0],
-        NORMS[flat["norm"]],
-        box3d["use_scale"],
-        box3d["class_agnostic"],
-        box3d["use_per_level_predictors"],
+    return PerspectiveNetwork(
+        NetworkSettings(
+            in_channels=kwargs["in_channels"],
+            classes=kwargs["num_classes"],
+            strides=kwargs["strides"],
+            mean_depth_m=box3d["mean_depth_per_level"],
+            std_depth_m=box3d["std_depth_per_level"],
+            class_convolutions=flat["num_cls_convs"],
+            box2d_convolutions=flat["num_box_convs"],
+            box3d_convolutions=box3d["num_convs"],
+            attributes=case.parameters()["attr_logits.weight"].shape[0],
+            norm=NORMS[flat["norm"]],
+            scales=box3d["use_scale"],
+            class_agnostic=box3d["class_agnostic"],
+            per_level_predictors=box3d["use_per_level_predictors"],
+        )
     )
 
 

@@ -6,7 +6,11 @@ import torch
 from torch import Tensor
 
 from bevperception.geometry import planar_pose
-from bevperception.models.heads.perspective.camera import Pinholes, allocentric_frame, pinholes
+from bevperception.models.heads.perspective.camera import (
+    PinholeCameras,
+    allocentric_frame,
+    decompose_projection,
+)
 from bevperception.models.heads.perspective.codec import PerspectiveCodec
 from bevperception.models.heads.perspective.targets import Assignment, ImageTargets
 from bevperception.structures import Boxes3D, PerspectiveLevel
@@ -16,8 +20,8 @@ SIZE = (128, 224)
 STRIDES = (8, 16, 32)
 
 
-def ring(cameras: int = 4) -> Pinholes:
-    return pinholes(camera_ring(cameras, *SIZE))
+def ring(cameras: int = 4) -> PinholeCameras:
+    return decompose_projection(camera_ring(cameras, *SIZE))
 
 
 def augmented(rotation: float, scale: float, mirror_x: bool, mirror_y: bool) -> Tensor:
@@ -72,7 +76,7 @@ def quaternion_of(rotation: Tensor) -> Tensor:
 def perfect_levels(
     assigned: Assignment,
     targets: list[ImageTargets],
-    cameras: Pinholes,
+    cameras: PinholeCameras,
     codec: PerspectiveCodec,
     classes: int,
 ) -> list[PerspectiveLevel]:

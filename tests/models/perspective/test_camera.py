@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from bevperception.geometry import box_corners, project_points, transform_boxes, transform_points
 from bevperception.models.heads.perspective.camera import (
-    Pinholes,
+    PinholeCameras,
     allocentric_frame,
     boxes_to_bev,
     boxes_to_camera,
+    decompose_projection,
     image_rectangles,
-    pinholes,
 )
 from tests.models.builders import camera_ring
 from tests.models.perspective.scenes import SIZE, augmented, mirrored_image, ring, some_boxes
@@ -23,13 +23,13 @@ from tests.models.perspective.scenes import SIZE, augmented, mirrored_image, rin
 angles = st.floats(-math.pi, math.pi)
 
 
-def one_each(cameras: Pinholes, index: int, count: int) -> Pinholes:
+def one_each(cameras: PinholeCameras, index: int, count: int) -> PinholeCameras:
     return cameras[torch.full((count,), index)]
 
 
 def test_a_projection_is_taken_apart() -> None:
     matrices = camera_ring(5, *SIZE)
-    cameras = pinholes(matrices.float())
+    cameras = decompose_projection(matrices.float())
     expected = torch.tensor([[0.6 * SIZE[1], 0, SIZE[1] / 2], [0, 0.6 * SIZE[1], SIZE[0] / 2], [0, 0, 1]])
     torch.testing.assert_close(cameras.intrinsics, expected.double().expand(5, 3, 3), rtol=1e-5, atol=1e-4)
     again = cameras.intrinsics @ cameras.bev_to_camera[:, :3]
@@ -50,7 +50,7 @@ def test_boxes_survive_the_way_there_and_back_under_augmentation(
 ) -> None:
     bev_to_augmented = augmented(rotation, scale, mirror_x, mirror_y)
     matrices = camera_ring(3, *SIZE) @ torch.linalg.inv(bev_to_augmented)
-    cameras = one_each(pinholes(mirrored_image(matrices) if flip else matrices), 1, 6)
+    cameras = one_each(decompose_projection(mirrored_image(matrices) if flip else matrices), 1, 6)
     plain = some_boxes(6)
     boxes = transform_boxes(plain.values, bev_to_augmented)
     seen, speed = boxes_to_camera(boxes, cameras)
@@ -93,7 +93,7 @@ def test_rectangles_against_many_points_on_the_faces() -> None:
     boxes = some_boxes(40, seed=3).values
     boxes[:4, :2] *= 0.12  # some straddle the camera's plane
     matrices = camera_ring(4, *SIZE)
-    cameras = pinholes(matrices)
+    cameras = decompose_projection(matrices)
     steps = torch.linspace(-0.5, 0.5, 41, dtype=torch.float64)
     u, v = (g.flatten() for g in torch.meshgrid(steps, steps, indexing="ij"))
     half = torch.full_like(u, 0.5)

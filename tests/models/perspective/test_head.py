@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bevperception.models.heads.focal_loss import sigmoid_focal_loss
 from bevperception.models.heads.perspective.camera import (
-    Pinholes,
+    PinholeCameras,
     allocentric_frame,
     boxes_to_camera,
     image_rectangles,
@@ -26,10 +27,9 @@ from bevperception.models.heads.perspective.loss import (
     iou_loss,
     single_precision_focal_loss,
 )
-from bevperception.models.heads.perspective.network import PerspectiveHead, locations
-from bevperception.models.heads.perspective.proposals import ProposalRules, propose, without_duplicates
+from bevperception.models.heads.perspective.network import NetworkSettings, PerspectiveNetwork, locations
+from bevperception.models.heads.perspective.proposals import ProposalRules, proposal_nms, propose
 from bevperception.models.heads.perspective.targets import Assigner, ImageTargets, image_targets
-from bevperception.models.losses import sigmoid_focal_loss
 from bevperception.structures import Boxes3D, PerspectiveOutputs
 from bevperception.taxonomy import DETECTION_CLASSES
 from tests.models.builders import camera_ring
@@ -47,7 +47,7 @@ def fitting_boxes(count: int = 12) -> Boxes3D:
     return boxes
 
 
-def targets_of(boxes: Boxes3D, cameras: Pinholes) -> list[ImageTargets]:
+def targets_of(boxes: Boxes3D, cameras: PinholeCameras) -> list[ImageTargets]:
     return image_targets([boxes] * len(cameras.intrinsics), cameras, SIZE, 3)
 
 
@@ -119,7 +119,7 @@ def test_perfect_predictions_cost_nothing_in_space_and_decode_to_the_truth() -> 
         SIZE,
         (1, 4),
     )
-    (found,) = propose(outputs, STRIDES, CODEC, ProposalRules(score_threshold=0.5))
+    (found,) = propose(outputs, STRIDES, CODEC, ProposalRules(score_threshold=0.5, limit=100))
     objects = {int(o) for o in assigned.objects[assigned.positives]}
     assert len(objects) > 5
     for row, label in zip(found.boxes.values, found.boxes.labels, strict=True):
@@ -137,7 +137,9 @@ def test_perfect_predictions_cost_nothing_in_space_and_decode_to_the_truth() -> 
 
 
 def test_losses_without_ground_truth_and_without_images() -> None:
-    head = PerspectiveHead(6, 10, STRIDES, (40, 20, 10), (20, 10, 5), norm="group").double()
+    head = PerspectiveNetwork(
+        NetworkSettings(6, 10, STRIDES, (40, 20, 10), (20, 10, 5), norm="group")
+    ).double()
     loss = PerspectiveLoss(CODEC)
     for images in (2, 0):
         features = [
@@ -220,7 +222,7 @@ def test_iou_losses_and_centreness_by_hand() -> None:
 
 
 def test_a_norm_of_every_levels_own_and_shared_convolutions() -> None:
-    head = PerspectiveHead(8, 10, STRIDES, (40, 20, 10), (20, 10, 5), norm="batch").eval()
+    head = PerspectiveNetwork(NetworkSettings(8, 10, STRIDES, (40, 20, 10), (20, 10, 5))).eval()
     x = torch.randn(2, 8, 5, 7)
     with torch.no_grad():
         before = head([x, x, x])
@@ -246,7 +248,7 @@ def test_doubles_are_suppressed_within_images_and_over_cameras() -> None:
     values[:, 0] = [10.0, 30.0, 50.0, 11.0, 70.0]
     images, labels = np.array([0.0, 0, 1, 1, 0]), np.array([0.0, 0, 0, 0, 3])
     # 1 overlaps 0 in its image; 3 stands a metre from 0, seen by another camera; 4 is of another class.
-    assert without_duplicates(rectangle, values, images, labels, ProposalRules()).tolist() == [0, 2, 4]
-    assert without_duplicates(rectangle, values, images, labels, ProposalRules(limit=2)).tolist() == [0, 2]
+    assert proposal_nms(rectangle, values, images, labels, ProposalRules(0.05, 100)).tolist() == [0, 2, 4]
+    assert proposal_nms(rectangle, values, images, labels, ProposalRules(0.05, 2)).tolist() == [0, 2]
     nothing = np.zeros(0)
-    assert without_duplicates(rectangle[:0], values[:0], nothing, nothing, ProposalRules()).tolist() == []
+    assert proposal_nms(rectangle[:0], values[:0], nothing, nothing, ProposalRules(0.05, 100)).tolist() == []

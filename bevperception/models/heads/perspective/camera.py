@@ -17,7 +17,7 @@ from bevperception.geometry import transform_points
 
 
 @dataclass(frozen=True)
-class Pinholes:
+class PinholeCameras:
     """M cameras.
 
     Attributes:
@@ -34,11 +34,11 @@ class Pinholes:
         determinant: Tensor = torch.linalg.det(self.bev_to_camera[:, :3, :3])
         return determinant.abs() ** (1.0 / 3.0)
 
-    def __getitem__(self, index: Tensor) -> Pinholes:
-        return Pinholes(self.intrinsics[index], self.bev_to_camera[index])
+    def __getitem__(self, index: Tensor) -> PinholeCameras:
+        return PinholeCameras(self.intrinsics[index], self.bev_to_camera[index])
 
 
-def pinholes(bev_to_image: Tensor) -> Pinholes:
+def decompose_projection(bev_to_image: Tensor) -> PinholeCameras:
     """Take projections apart.
 
     Args:
@@ -54,7 +54,7 @@ def pinholes(bev_to_image: Tensor) -> Pinholes:
     bev_to_camera = torch.zeros_like(bev_to_image, dtype=torch.float64)
     bev_to_camera[:, :3] = torch.linalg.solve(intrinsics, projection)
     bev_to_camera[:, 3, 3] = 1.0
-    return Pinholes(intrinsics, bev_to_camera)
+    return PinholeCameras(intrinsics, bev_to_camera)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def allocentric_frame(pixels: Tensor, inverse_intrinsics: Tensor) -> Tensor:
     return torch.stack((torch.linalg.cross(y, z), y, z), dim=-1)
 
 
-def boxes_to_camera(boxes: Tensor, cameras: Pinholes) -> tuple[CameraBoxes, Tensor]:
+def boxes_to_camera(boxes: Tensor, cameras: PinholeCameras) -> tuple[CameraBoxes, Tensor]:
     """Boxes of the BEV frame as one camera each sees them.
 
     Args:
@@ -159,7 +159,7 @@ def boxes_to_camera(boxes: Tensor, cameras: Pinholes) -> tuple[CameraBoxes, Tens
     return CameraBoxes(rotation, pixels, depth, size, inverse), speed
 
 
-def boxes_to_bev(boxes: CameraBoxes, speed: Tensor, cameras: Pinholes) -> Tensor:
+def boxes_to_bev(boxes: CameraBoxes, speed: Tensor, cameras: PinholeCameras) -> Tensor:
     """The inverse of :func:`boxes_to_camera`; the velocity points along the heading.
 
     Args:

@@ -7,7 +7,7 @@ multiplied by weights that add up to one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bevperception.models.heads.focal_loss import ReduceMean
 from bevperception.models.heads.perspective.camera import CameraBoxes
 from bevperception.models.heads.perspective.codec import (
     FlatPredictions,
@@ -23,7 +24,6 @@ from bevperception.models.heads.perspective.codec import (
 )
 from bevperception.models.heads.perspective.targets import Assignment, ImageTargets, no_targets
 
-ReduceMean = Callable[[Tensor], Tensor]
 BoxLoss = Literal["giou", "iou", "linear_iou"]
 
 _COMPONENTS = {
@@ -163,12 +163,12 @@ def _objects(targets: Sequence[ImageTargets], index: Tensor, like: CameraBoxes) 
 def single_precision_focal_loss(logits: Tensor, wanted: Tensor, alpha: float, gamma: float) -> Tensor:
     """Focal loss of every entry in float32, whatever the input, in the order of fvcore's operations.
 
-    The published head calls fvcore's, which casts; ``losses.sigmoid_focal_loss`` is the same function in the
-    input's own precision and rounds otherwise.
+    The published head calls fvcore's, which casts; ``focal_loss.sigmoid_focal_loss`` is the same function in
+    the input's own precision, and rounds otherwise.
 
     Args:
         logits, wanted: (...), wanted 0 or 1.
-        alpha, gamma: as in ``losses.sigmoid_focal_loss``.
+        alpha, gamma: as in ``focal_loss.sigmoid_focal_loss``.
 
     Returns:
         (...) float32.

@@ -1,4 +1,4 @@
-"""3D boxes from the perspective head: the best of every image, without duplicates, in the BEV frame."""
+"""Proposals of the perspective head: the best 3D boxes of every image, after NMS, in the BEV frame."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bevperception.models.heads.perspective.camera import boxes_to_bev, pinholes
+from bevperception.models.heads.perspective.camera import boxes_to_bev, decompose_projection
 from bevperception.models.heads.perspective.codec import PerspectiveCodec, by_image
 from bevperception.models.heads.perspective.network import locations
 from bevperception.models.heads.suppression import greedy
+from bevperception.models.selection import select_rows
 from bevperception.structures import Boxes3D, PerspectiveOutputs
 
 _SMALLEST_RADIUS_M = 0.5
@@ -22,11 +23,11 @@ _SMALLEST_RADIUS_M = 0.5
 
 @dataclass(frozen=True)
 class Proposals:
-    """What the first stage hands to the second for one sample, best first.
+    """Proposals of one sample, best first.
 
     Attributes:
         boxes: n boxes in the BEV frame, labels of the perspective head; values and scores carry gradients.
-        features: (n, C) image features of the places they were seen at.
+        features: (n, C) image features at the places of their predictions.
         valid: (n,) bool, False for padding; None where there is none.
     """
 
@@ -37,22 +38,22 @@ class Proposals:
 
 @dataclass(frozen=True)
 class ProposalRules:
-    """What becomes a proposal.
+    """Which predictions become proposals.
 
     Attributes:
         score_threshold: lowest score.
-        per_image: at most so many (place, class) pairs of an image are looked at.
-        image_iou: of two overlapping more in the same image, of one class, the better stays.
-        merge_share: the same for boxes of one class from any camera whose centres lie nearer than this
-            share of the better one's length (at least half a metre) on the ground.
         limit: at most so many a sample.
+        per_image: at most so many (place, class) pairs of an image are candidates.
+        image_iou: non-maximum suppression in an image, class by class: largest overlap of two that stay.
+        nms_radius_ratio: the same on the ground, over all cameras: smallest distance of two centres as a
+            share of the better one's length (at least half a metre).
     """
 
-    score_threshold: float = 0.05
+    score_threshold: float
+    limit: int
     per_image: int = 100
     image_iou: float = 0.6
-    merge_share: float = 0.5
-    limit: int = 100
+    nms_radius_ratio: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,13 @@ class _Candidates:
 def propose(
     outputs: PerspectiveOutputs, strides: Sequence[int], codec: PerspectiveCodec, rules: ProposalRules
 ) -> list[Proposals]:
-    """Proposals of every sample.
+    """Choose the proposals of every sample.
 
     Args:
         outputs: of the head, for M images.
         strides: of its levels.
         codec: how 3D boxes are read.
-        rules: what becomes a proposal.
+        rules: which predictions become proposals.
 
     Returns:
         B proposal sets, possibly empty; in a compiled graph each has ``rules.limit``, padding included.
@@ -85,33 +86,30 @@ def propose(
     scores = (predicted.class_logits.sigmoid() * predicted.centreness.sigmoid()[..., None]).sqrt() * certainty
     if outputs.present is not None:
         scores = torch.where(outputs.present[:, None, None], scores, 0.0)
-    found = _candidates(scores.detach(), rules)
-    chosen = predicted[found.image, found.place]
-    places = torch.cat(locations(outputs.levels, strides)).to(scores)[found.place]
-    cameras = pinholes(outputs.bev_to_image)[found.image]
+    candidates = _candidates(scores.detach(), rules)
+    chosen = predicted[candidates.image, candidates.place]
+    places = torch.cat(locations(outputs.levels, strides)).to(scores)[candidates.place]
+    cameras = decompose_projection(outputs.bev_to_image)[candidates.image]
     inverse = torch.linalg.inv(cameras.intrinsics).to(scores.dtype)
-    seen = codec.boxes(chosen, found.label, places, inverse)
-    values = boxes_to_bev(seen, chosen.speed, cameras)
+    in_camera = codec.boxes(chosen, candidates.label, places, inverse)
+    values = boxes_to_bev(in_camera, chosen.speed, cameras)
     rectangles = torch.cat((places - chosen.box2d[:, :2], places + chosen.box2d[:, 2:]), dim=-1).detach()
-    scores = scores[found.image, found.place, found.label]
+    scores = scores[candidates.image, candidates.place, candidates.label]
     features = torch.cat([f.flatten(2) for f in outputs.features], dim=2)
-    features = features[found.image, :, found.place]
-    sample_of = torch.div(outputs.images, outputs.shape[1], rounding_mode="floor")[found.image]
-    numbers = (sample_of, found.image, found.label, found.score, found.valid)
+    features = features[candidates.image, :, candidates.place]
+    sample_of = torch.div(outputs.images, outputs.shape[1], rounding_mode="floor")[candidates.image]
+    numbers = (sample_of, candidates.image, candidates.label, candidates.score, candidates.valid)
     columns = [number.double()[:, None] for number in numbers]
     rows = torch.cat((*columns, rectangles.double(), values.detach().double()), dim=-1)
-    if torch.compiler.is_compiling():
-        limit = min(rules.limit, len(rows))
-        index = _padded_survivors(rows, outputs.shape[0], limit, rules.image_iou, rules.merge_share)
-        return [
-            Proposals(Boxes3D(values[mine], found.label[mine], scores[mine]), features[mine], there)
-            for mine, there in zip(index.clamp_min(0), index >= 0, strict=True)
-        ]
-    kept = survivors(rows.cpu().numpy(), outputs.shape[0], rules)
-    return [
-        Proposals(Boxes3D(values[mine], found.label[mine], scores[mine]), features[mine])
-        for mine in (torch.from_numpy(indices).to(values.device) for indices in kept)
-    ]
+    limit = min(rules.limit, len(rows))
+    kept = _surviving(rows, outputs.shape[0], limit, rules.image_iou, rules.nms_radius_ratio)
+    result = []
+    for index in kept:  # (limit,), -1 for padding
+        mine = select_rows(index >= 0)
+        row = index[mine.index].clamp_min(0)
+        boxes = Boxes3D(values[row], candidates.label[row], scores[row])
+        result.append(Proposals(boxes, features[row], mine.valid))
+    return result
 
 
 def survivors(rows: NDArray[np.float64], samples: int, rules: ProposalRules) -> list[NDArray[np.int64]]:
@@ -132,22 +130,22 @@ def survivors(rows: NDArray[np.float64], samples: int, rules: ProposalRules) -> 
     for begin, end in pairwise(first.tolist()):
         mine = order[begin:end]
         part = rows[mine]
-        kept.append(mine[without_duplicates(part[:, 5:9], part[:, 9:], part[:, 1], part[:, 2], rules)])
+        kept.append(mine[proposal_nms(part[:, 5:9], part[:, 9:], part[:, 1], part[:, 2], rules)])
     return kept
 
 
 @torch.library.custom_op("bevperception::proposal_survivors", mutates_args=())
-def _padded_survivors(rows: Tensor, samples: int, limit: int, image_iou: float, merge_share: float) -> Tensor:
-    """:func:`survivors` as one operator of a compiled graph: (B, limit), -1 where there is none."""
-    rules = ProposalRules(image_iou=image_iou, merge_share=merge_share, limit=limit)
+def _surviving(rows: Tensor, samples: int, limit: int, image_iou: float, nms_radius_ratio: float) -> Tensor:
+    """:func:`survivors` as one operator of a graph: (B, limit), padded by -1."""
+    rules = ProposalRules(0.0, limit, image_iou=image_iou, nms_radius_ratio=nms_radius_ratio)
     padded = np.full((samples, limit), -1, dtype=np.int64)
     for row, kept in zip(padded, survivors(rows.cpu().numpy(), samples, rules), strict=True):
         row[: len(kept)] = kept
     return torch.from_numpy(padded).to(rows.device)
 
 
-@_padded_survivors.register_fake
-def _(rows: Tensor, samples: int, limit: int, image_iou: float, merge_share: float) -> Tensor:
+@_surviving.register_fake
+def _(rows: Tensor, samples: int, limit: int, image_iou: float, nms_radius_ratio: float) -> Tensor:
     return rows.new_empty((samples, limit), dtype=torch.int64)
 
 
@@ -159,19 +157,16 @@ def _widen(value: Tensor) -> Tensor:
 def _candidates(scores: Tensor, rules: ProposalRules) -> _Candidates:
     places, classes = scores.shape[1:]
     best, index = scores.flatten(1).topk(min(rules.per_image, places * classes), dim=1)
-    passing = best > rules.score_threshold
-    if torch.compiler.is_compiling():
-        # How many pass is not known: take all along.
-        image = torch.arange(len(best), device=best.device)[:, None].expand_as(best).flatten()
-        chosen, score, valid = index.flatten(), best.flatten(), passing.flatten()
-    else:
-        image, rank = passing.nonzero(as_tuple=True)
-        chosen, score, valid = index[image, rank], best[image, rank], torch.ones_like(image, dtype=torch.bool)
+    images = torch.arange(len(best), device=best.device)[:, None].expand_as(best).flatten()
+    passing = select_rows((best > rules.score_threshold).flatten())
+    row = passing.index
+    chosen = index.flatten()[row]
+    valid = torch.ones_like(chosen, dtype=torch.bool) if passing.valid is None else passing.valid
     place = torch.div(chosen, classes, rounding_mode="floor")
-    return _Candidates(image, place, chosen % classes, score, valid)
+    return _Candidates(images[row], place, chosen % classes, best.flatten()[row], valid)
 
 
-def without_duplicates(
+def proposal_nms(
     rectangle: NDArray[np.float64],
     row: NDArray[np.float64],
     image: NDArray[np.float64],
@@ -189,7 +184,7 @@ def without_duplicates(
     Returns:
         Indices that stay, in order, at most ``rules.limit``.
     """
-    radius = np.maximum(rules.merge_share * row[:, 3], _SMALLEST_RADIUS_M)
+    radius = np.maximum(rules.nms_radius_ratio * row[:, 3], _SMALLEST_RADIUS_M)
 
     def duplicates_of(index: int, others: NDArray[np.intp]) -> NDArray[np.bool_]:
         same_image = image[others] == image[index]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bevperception.models.heads.perspective.camera import (
     CameraBoxes,
-    Pinholes,
+    PinholeCameras,
     boxes_to_camera,
     image_rectangles,
 )
@@ -44,7 +44,7 @@ class ImageTargets:
 
 def image_targets(
     boxes: Sequence[Boxes3D],
-    cameras: Pinholes,
+    cameras: PinholeCameras,
     image_size: tuple[int, int],
     no_attribute: int,
     min_side_px: float = 4.0,

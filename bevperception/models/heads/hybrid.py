@@ -1,7 +1,7 @@
 """Hybrid object queries: proposals of the perspective head become queries beside the learned ones.
 
-BEVFormer v2 (Yang et al., CVPR 2023, section 3.3): the first stage's boxes, projected to the BEV, are
-per-image reference points; the published code never had this part.
+BEVFormer v2 (Yang et al., CVPR 2023, sections 3.5, 3.6 and A.3): the first stage's boxes, projected to the
+BEV, are per-image reference points; the published code never had this part.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bevperception.config_model import BEVConfig
 from bevperception.models.heads.perspective.proposals import Proposals
 from bevperception.models.precision import LayerNorm
-from bevperception.models.shortcuts import all_true
+from bevperception.models.selection import all_true
+from bevperception.taxonomy import DETECTION_CLASSES
 
 _FREQUENCIES = 8
 
@@ -44,32 +46,30 @@ class HybridQueries(nn.Module):
     Gradients reach the first stage through the content; reference points and positions carry none, as in
     two-stage Deformable DETR.
 
+    Proposals whose centres lie beyond the BEV range on the ground are left out.
+
     Args:
-        channels: width.
-        classes: of the perspective head.
-        range_m: (x_min, y_min, z_min, x_max, y_max, z_max), BEV frame; proposals whose centres lie beyond
-            it on the ground are left out.
+        bev: range and width of the BEV features.
     """
 
     range_low_m: Tensor
     range_size_m: Tensor
     frequencies: Tensor
 
-    def __init__(
-        self, channels: int, classes: int, range_m: tuple[float, float, float, float, float, float]
-    ) -> None:
+    def __init__(self, *, bev: BEVConfig) -> None:
         super().__init__()
-        self.classes = classes
-        numbers = 3 + 3 + 2 + 2 + 1 + classes
+        channels = bev.channels
+        # centre, log size, sine and cosine of yaw, velocity, score, class
+        numbers = 3 + 3 + 2 + 2 + 1 + len(DETECTION_CLASSES)
         self.box = nn.Sequential(nn.Linear(numbers, channels), nn.ReLU(), nn.Linear(channels, channels))
         self.feature = nn.Linear(channels, channels)
         self.norm = LayerNorm(channels)
         self.position = nn.Sequential(
             nn.Linear(6 * _FREQUENCIES, channels), nn.ReLU(), nn.Linear(channels, channels)
         )
-        low = torch.tensor(range_m[:3], dtype=torch.float64)
+        low, high = torch.tensor(bev.range_m, dtype=torch.float64).chunk(2)
         self.register_buffer("range_low_m", low, persistent=False)
-        self.register_buffer("range_size_m", torch.tensor(range_m[3:]).double() - low, persistent=False)
+        self.register_buffer("range_size_m", high - low, persistent=False)
         turns = math.pi * 2.0 ** torch.arange(_FREQUENCIES, dtype=torch.float64)
         self.register_buffer("frequencies", turns, persistent=False)
 
@@ -116,7 +116,7 @@ class HybridQueries(nn.Module):
             yaw.cos(),
             values[:, 7:9] / 10.0,
             scores[:, None],
-            functional.one_hot(labels, self.classes).to(values),
+            functional.one_hot(labels, len(DETECTION_CLASSES)).to(values),
         )
         dtype = self.feature.weight.dtype
         described = self.box(torch.cat(numbers, dim=-1).to(dtype))

@@ -1,41 +1,19 @@
-"""Losses of the detection head (every layer) and of the segmentation head."""
+"""Loss of the detection head: every decoder layer is matched to the ground truth on its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from bevperception.config_model import DetectionConfig
 from bevperception.models.heads.box_code import BoxCodec
-from bevperception.models.matching import assign_all, matching_cost
+from bevperception.models.heads.focal_loss import ReduceMean, sigmoid_focal_loss
+from bevperception.models.heads.matching import assign_all, matching_cost
 from bevperception.models.padding import pad_rows
 from bevperception.structures import Boxes3D, DetectionOutputs
-
-ReduceMean = Callable[[Tensor], Tensor]
-"""Mean of a scalar tensor over all processes; the identity in one process."""
-
-
-def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss (Lin et al., ICCV 2017) of every entry.
-
-    Args:
-        logits: (...).
-        targets: (...) 0 or 1.
-        alpha: weight of positives, 1 - alpha of negatives; negative for no class balance.
-        gamma: focusing exponent.
-
-    Returns:
-        (...) not reduced.
-    """
-    p = logits.sigmoid()
-    missed = (1 - p) * targets + p * (1 - targets)
-    loss = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none") * missed**gamma
-    if alpha >= 0:
-        loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))
-    return loss
 
 
 @dataclass(frozen=True)
@@ -86,8 +64,8 @@ class DetectionLoss:
 
     Attributes:
         codec: boxes to codes.
-        class_weight, box_weight: of the losses.
-        class_cost, box_cost: of the matching.
+        box_weight, class_weight: of the losses.
+        box_cost, class_cost: of the matching.
         code_weights: of the code's ten entries.
         alpha, gamma: of the focal loss.
         smooth: smooth L1 in the loss.
@@ -97,17 +75,31 @@ class DetectionLoss:
     """
 
     codec: BoxCodec
-    class_weight: float
     box_weight: float
-    class_cost: float
     box_cost: float
     code_weights: Sequence[float]
+    class_weight: float = 2.0
+    class_cost: float = 2.0
     alpha: float = 0.25
     gamma: float = 2.0
     smooth: bool = False
     smooth_cost: bool = False
     smooth_beta: float = 1.0
     keep_unknown_velocity: bool = False
+
+    @classmethod
+    def of(cls, settings: DetectionConfig, codec: BoxCodec) -> DetectionLoss:
+        """The loss that a head's settings ask for."""
+        smooth = settings.box_loss == "smooth_l1"
+        return cls(
+            codec=codec,
+            box_weight=settings.box_loss_weight,
+            box_cost=settings.box_loss_weight,
+            code_weights=settings.code_weights,
+            smooth=smooth,
+            smooth_cost=smooth,
+            keep_unknown_velocity=settings.unknown_velocity == "velocity",
+        )
 
     def match(
         self, class_logits: Tensor, box_codes: Tensor, targets: PaddedBoxes, valid: Tensor | None = None
@@ -208,43 +200,3 @@ def _by_set(values: Tensor, groups: int) -> Tensor:
     layers, batch, queries, columns = values.shape
     by_group = values.view(layers, batch, groups, queries // groups, columns)
     return by_group.transpose(1, 2).flatten(0, 1)
-
-
-@dataclass(frozen=True)
-class SegmentationLoss:
-    """Focal plus dice loss, over the (sample, class) pairs that have labels.
-
-    Attributes:
-        focal_weight, dice_weight: of the two.
-        alpha, gamma: of the focal loss.
-    """
-
-    focal_weight: float
-    dice_weight: float
-    alpha: float = -1.0
-    gamma: float = 2.0
-
-    def __call__(
-        self, logits: Tensor, targets: Tensor, present: Tensor, reduce_mean: ReduceMean
-    ) -> dict[str, Tensor]:
-        """Weighted losses ``focal`` and ``dice``; zero (with a zero gradient) where nothing has labels.
-
-        Args:
-            logits: (B, classes, rows, columns).
-            targets: the same shape, 0 or 1.
-            present: (B, classes) bool.
-            reduce_mean: over processes.
-        """
-        # where, not a product: a class without labels may hold anything, NaN included.
-        targets = torch.where(present[..., None, None], targets, 0).to(logits.dtype)
-        pairs = present.to(logits.dtype)
-        count = reduce_mean(pairs.sum()).clamp_min(1.0)
-        focal = sigmoid_focal_loss(logits, targets, self.alpha, self.gamma).mean((-2, -1))
-        p = logits.sigmoid()
-        overlap = (p * targets).sum((-2, -1))
-        dice = 1 - (2 * overlap + 1) / (p.sum((-2, -1)) + targets.sum((-2, -1)) + 1)
-        zero = torch.zeros_like(focal)
-        return {
-            "focal": self.focal_weight * torch.where(present, focal, zero).sum() / count,
-            "dice": self.dice_weight * torch.where(present, dice, zero).sum() / count,
-        }
