@@ -1,7 +1,7 @@
-"""A run of the tiny model as a program, which Lightning starts once more for every further process.
+"""Runs of the tiny model as a program, which Lightning starts once more for every further process.
 
-Arguments: the run folder, the number of processes, and what to do ('train', 'stream', 'poison',
-'unreadable').
+Arguments: a folder for the runs, the number of processes, and what to do, one after the other ('train',
+'stream', 'poison', 'unreadable'), each in a folder of its name. An error ends the program.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class OneUnreadable(TinySource):
         return batch
 
 
-def main() -> int | None:
-    out, devices, what = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+def work(out: Path, devices: int, what: str) -> None:
+    """Train; the global batch is the same for any number of processes."""
     config = tiny_config(
         steps=6,
         accumulate=2,
@@ -46,16 +46,21 @@ def main() -> int | None:
         source = TinyScenes()
     if what == "poison":
         source.poison = 3
-    torch.set_num_threads(1)
     torch.manual_seed(0)
+    metrics = train(config, TinyModel(), source, no_evaluation, out)
+    if is_first_process():
+        (out / "result.json").write_text(json.dumps(metrics))
+
+
+def main() -> int | None:
+    torch.set_num_threads(1)
     try:
-        metrics = train(config, TinyModel(), source, no_evaluation, out)
+        for what in sys.argv[3:]:
+            work(Path(sys.argv[1], what), int(sys.argv[2]), what)
     except BevError:
         if not is_first_process():
             return USAGE_EXIT_CODE
         raise
-    if is_first_process():
-        (out / "result.json").write_text(json.dumps(metrics))
     return None
 
 
