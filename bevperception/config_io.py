@@ -32,6 +32,9 @@ BASE_KEY = "base"
 COMMAND_LINE = "command line"
 MOST_PATH = 4096
 
+ConfigFiles = str | Path | Sequence[str | Path]
+"""A YAML file, or several."""
+
 
 @dataclass
 class ConfigSource:
@@ -48,11 +51,11 @@ class ConfigSource:
     name: str = "defaults"
 
 
-def load_config(path: str | Path | None, overrides: Mapping[str, object] | None = None) -> ExperimentConfig:
+def load_config(path: ConfigFiles | None, overrides: Mapping[str, object] | None = None) -> ExperimentConfig:
     """Read a configuration file, its base files and overrides.
 
     Args:
-        path: YAML file; None starts from the defaults.
+        path: YAML file, or several, of which later ones win; None starts from the defaults.
         overrides: dotted key to value, for example ``{"training.steps": 200}``; these win.
 
     Raises:
@@ -65,17 +68,20 @@ def load_config(path: str | Path | None, overrides: Mapping[str, object] | None 
     return typed_config(source)
 
 
-def read_config_files(path: str | Path) -> ConfigSource:
-    """Read a YAML file over its base files, depth first: a file's own values win over its bases'.
+def read_config_files(path: ConfigFiles) -> ConfigSource:
+    """Read YAML files over their base files, depth first: a file's own values win over its bases'.
 
     Args:
-        path: YAML file; ``base:`` in it names one file or a list of files, relative to itself.
+        path: YAML file, or several, of which later ones win; ``base:`` in a file names one file or a list of
+            files, relative to itself.
 
     Raises:
         ConfigError: as :func:`load_config`, but for types, which are not looked at here.
     """
-    source = ConfigSource(name=str(path))
-    _read_into(source, Path(path), ())
+    paths = [path] if isinstance(path, str | Path) else path
+    source = ConfigSource(name=" and ".join(map(str, paths)))
+    for file in paths:
+        _read_into(source, Path(file), ())
     return source
 
 
@@ -151,7 +157,10 @@ class ConfigParser(ArgumentParser):
         )
         self._origin = origin or ConfigSource(name=COMMAND_LINE)
         self.add_argument(
-            "--config", metavar="FILE", help="YAML file; 'base:' in it names files it builds on"
+            "--config",
+            metavar="FILE",
+            nargs="+",
+            help="YAML files, of which later ones win; 'base:' in one names files it builds on",
         )
         self.add_class_arguments(ExperimentConfig, None)
         _tell_rules(self)
@@ -180,13 +189,14 @@ class ConfigParser(ArgumentParser):
         argv = sys.argv[1:] if argv is None else argv
         _check_options(argv)
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-        for name in ("config", *fallback_options):
+        for name in fallback_options:
             early.add_argument(f"--{name}", nargs="?")
         found, rest = early.parse_known_args(argv)
         asks_for_help = "--help" in rest or "-h" in rest
         source = ConfigSource()
-        if found.config is not None:
-            source = read_config_files(found.config)
+        files = _config_files(argv)
+        if files:
+            source = read_config_files(files)
         elif fallback is not None and not asks_for_help:
             source = fallback(found)
         elif not asks_for_help:
@@ -244,6 +254,20 @@ class ConfigParser(ArgumentParser):
         if required:
             return f"{COMMAND_LINE}: --{required.group(1).replace(', ', ', --')} is needed"
         return f"{self._origin.name}: {' '.join(message.split())[:300]}"
+
+
+def _config_files(argv: Sequence[str]) -> list[str]:
+    """The files behind ``--config``; argparse would take options with blanks in their values for files, too."""
+    files: list[str] = []
+    reading = False
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("-"):
+            reading = name == "--config"
+            files += [value] if reading and equals else []
+        elif reading:
+            files.append(argument)
+    return files
 
 
 def _read_into(source: ConfigSource, path: Path, parents: tuple[Path, ...]) -> None:

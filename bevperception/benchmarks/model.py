@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     height, width = config.data.image_size
     print(
-        f"{options.config}: {len(config.data.cameras)} cameras of {height} x {width}, "
+        f"{' '.join(options.config)}: {len(config.data.cameras)} cameras of {height} x {width}, "
         f"BEV {config.model.bev.rows} x {config.model.bev.columns}, float32, "
         f"{options.threads} threads, {options.images} images"
     )

@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(frames) <= max(pasts):
         raise ConfigError(f"a drive of {len(frames)} frames never fills a history of {max(pasts)}")
     print(
-        f"{options.config}: {len(frames)} frames, {len(config.data.cameras)} cameras of "
+        f"{' '.join(options.config)}: {len(frames)} frames, {len(config.data.cameras)} cameras of "
         f"{config.data.image_size[0]} x {config.data.image_size[1]}, {options.threads} threads",
         flush=True,
     )
