@@ -257,7 +257,7 @@ class ConfigParser(ArgumentParser):
 
 
 def _config_files(argv: Sequence[str]) -> list[str]:
-    """The files behind ``--config``; argparse would take options with blanks in their values for files, too."""
+    """The files behind ``--config``; argparse would also take options whose values hold blanks."""
     files: list[str] = []
     reading = False
     for argument in argv:
