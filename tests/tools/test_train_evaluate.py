@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ import yaml
 from bevperception.checkpoints.weights import read_weights
 from tests.fixtures.damage import DamagedRoot
 from tests.fixtures.tiny_nuscenes import IMAGE_SIZE, KEY_FRAMES, TRAIN_SPLIT, VAL_SPLIT, VERSION
+from tests.tools import several
 
 REPOSITORY = Path(__file__).parents[2]
 WIDTH, HEIGHT = IMAGE_SIZE
@@ -49,21 +51,25 @@ def run(program: str, *arguments: object) -> Finished:
     return Finished(int(left.value.code or 0), out.getvalue(), err.getvalue())
 
 
-def run_apart(program: str, *arguments: object) -> Finished:
-    """Run a program as a process of its own, which may start others."""
+def run_several(*programs: tuple[object, ...]) -> list[str]:
+    """Run programs in a process of its own, or as many as the first one starts; what each of them prints."""
+    plan = json.dumps([[str(part) for part in program] for program in programs])
     finished = subprocess.run(
-        [sys.executable, REPOSITORY / "tools" / f"{program}.py", *map(str, arguments)],
+        [sys.executable, "-m", several.__name__],
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", several.PLAN: plan},
         check=False,
     )
-    return Finished(finished.returncode, finished.stdout, finished.stderr)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    nothing, *printed = re.split(rf"^{several.START}\w+\n", finished.stdout, flags=re.MULTILINE)
+    assert (nothing, len(printed)) == ("", len(programs))
+    return printed
 
 
-def succeed(program: str, *arguments: object, apart: bool = False) -> str:
-    finished = (run_apart if apart else run)(program, *arguments)
+def succeed(program: str, *arguments: object) -> str:
+    finished = run(program, *arguments)
     assert finished.code == 0, finished.stdout + finished.stderr
     return finished.stdout
 
@@ -113,7 +119,7 @@ def config(tiny_nuscenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="module")
 def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
-    text = succeed("train", "--config", config, "--out", out, apart=True)
+    text = succeed("train", "--config", config, "--out", out)
     assert "step 3/3" in text
     assert "NDS:" in text
     assert "drivable_area" in text
@@ -158,13 +164,35 @@ def losses(out: Path) -> list[float]:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
 
 
-def test_two_processes_train_as_one_does(trained: Path, config: Path, tmp_path: Path) -> None:
-    # The same global batch of two, the real model and real losses, queues of three frames.
-    shared = ("--training.devices", 2, "--training.batch_size", 1)
-    succeed("train", "--config", config, "--out", tmp_path, *shared, apart=True)
-    assert losses(tmp_path) == pytest.approx(losses(trained), rel=1e-5)
-    assert len(losses(tmp_path)) == 3
-    one, two = (read_weights(out).state for out in (trained, tmp_path))
+@dataclass
+class Shared:
+    """What two processes together made: the folders of an evaluation and of a run, and what was printed."""
+
+    evaluation: Path
+    told: str
+    run: Path
+
+
+@pytest.fixture(scope="module")
+def shared(trained: Path, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Two processes evaluate, then train with the same global batch of two: the real model and losses."""
+    out = tmp_path_factory.mktemp("shared")
+    devices = ("--training.devices", 2)
+    evaluation = ("evaluate", *on_train_split(trained), "--out", out / "evaluation", *devices)
+    training = ("train", "--config", config, "--out", out / "run", *devices, "--training.batch_size", 1)
+    told, _ = run_several(evaluation, training)
+    return Shared(out / "evaluation", told, out / "run")
+
+
+def on_train_split(trained: Path) -> tuple[object, ...]:
+    """Arguments for the evaluation of two scenes."""
+    return ("--weights", trained, "--split", TRAIN_SPLIT, "--data.workers", 0)
+
+
+def test_two_processes_train_as_one_does(trained: Path, shared: Shared) -> None:
+    assert losses(shared.run) == pytest.approx(losses(trained), rel=1e-5)
+    assert len(losses(shared.run)) == 3
+    one, two = (read_weights(out).state for out in (trained, shared.run))
     for name, value in one.items():
         np.testing.assert_allclose(two[name].numpy(), value.numpy(), atol=1e-4, err_msg=name)
 
@@ -176,14 +204,10 @@ def test_evaluating_the_weights_gives_the_metrics_of_the_run(trained: Path, tmp_
     assert json.loads((tmp_path / "metrics.json").read_text()) == of_run
 
 
-def test_two_processes_evaluate_as_one_does(trained: Path, tmp_path: Path) -> None:
-    # Two scenes for two processes.
-    shared = ("--weights", trained, "--split", TRAIN_SPLIT, "--data.workers", 0)
-    text = succeed("evaluate", *shared, "--out", tmp_path / "1")
-    both = succeed("evaluate", *shared, "--out", tmp_path / "2", "--training.devices", 2, apart=True)
-    assert text == both
+def test_two_processes_evaluate_as_one_does(trained: Path, shared: Shared, tmp_path: Path) -> None:
+    assert succeed("evaluate", *on_train_split(trained), "--out", tmp_path) == shared.told
     for name in ("metrics.json", "results_nusc.json"):
-        one, two = (json.loads((tmp_path / p / name).read_text()) for p in ("1", "2"))
+        one, two = (json.loads((out / name).read_text()) for out in (tmp_path, shared.evaluation))
         assert one == two
     assert len(two["results"]) == 2 * KEY_FRAMES
 
