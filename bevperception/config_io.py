@@ -13,6 +13,7 @@ import argparse
 import difflib
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from bevperception.ranges import rules_text
 BASE_KEY = "base"
 COMMAND_LINE = "command line"
 MOST_PATH = 4096
+
+_kept = threading.local()
 
 ConfigFiles = str | Path | Sequence[str | Path]
 """A YAML file, or several."""
@@ -91,8 +94,16 @@ def typed_config(source: ConfigSource) -> ExperimentConfig:
     Raises:
         ConfigError: an unknown key, a wrong type or a contradiction.
     """
-    parser = ConfigParser(origin=source)
+    parser = _values_parser()
     return parser.instantiate_config(parser.parse_values(source))
+
+
+def _values_parser() -> ConfigParser:
+    """This thread's parser for values: to make one takes longer than to use it."""
+    parser: ConfigParser | None = getattr(_kept, "parser", None)
+    if parser is None:
+        parser = _kept.parser = ConfigParser()
+    return parser
 
 
 def config_from_dict(values: Mapping[str, Any], name: str) -> ExperimentConfig:
@@ -138,7 +149,6 @@ class ConfigParser(ArgumentParser):
         description: what the program does, for ``--help``.
         program: how messages and ``--help`` call it, for example ``tools/train.py``.
         usage: its mandatory options, for ``--help``.
-        origin: where values given to :meth:`parse_values` come from, for messages.
     """
 
     def __init__(
@@ -146,7 +156,6 @@ class ConfigParser(ArgumentParser):
         description: str = "",
         program: str = "",
         usage: str = "--config FILE",
-        origin: ConfigSource | None = None,
     ) -> None:
         super().__init__(
             prog=program or None,
@@ -155,7 +164,7 @@ class ConfigParser(ArgumentParser):
             allow_abbrev=False,
             exit_on_error=False,
         )
-        self._origin = origin or ConfigSource(name=COMMAND_LINE)
+        self._origin = ConfigSource(name=COMMAND_LINE)
         self.add_argument(
             "--config",
             metavar="FILE",
@@ -201,8 +210,8 @@ class ConfigParser(ArgumentParser):
             source = fallback(found)
         elif not asks_for_help:
             raise ConfigError("--config FILE is needed: a YAML file such as those in configs/")
-        # A parser of its own, as this one may have mandatory options that a file cannot give.
-        base_values = ConfigParser(origin=source).parse_values(source)
+        # Another parser, as this one may have mandatory options that a file cannot give.
+        base_values = _values_parser().parse_values(source)
         self.set_defaults(dict(flatten(_only_sections(base_values.as_dict()))))
         self._origin = ConfigSource(name=COMMAND_LINE)
         options = self.parse_args(argv)

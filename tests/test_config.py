@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -54,6 +55,34 @@ def test_values_take_the_types_of_their_fields(tmp_path: Path) -> None:
     assert config.training.learning_rate == pytest.approx(2e-4)
     assert config.training.steps == 7
     assert config.model.bev.x_range_m == (-10.0, 10.0)
+
+
+def test_one_configuration_leaves_nothing_for_the_next(tmp_path: Path) -> None:
+    """They share a parser."""
+    plain = load_config(None)
+    wrong = write(tmp_path, "wrong.yaml", "training: {steps: many, seed: 5}\n")
+    for _ in range(2):
+        changed = load_config(None, {"training.seed": 3, "data.cameras": ["CAM_FRONT"], "model.bev.rows": 9})
+        assert (changed.training.seed, changed.data.cameras) == (3, ("CAM_FRONT",))
+        with pytest.raises(ConfigError, match=r"wrong\.yaml: training\.steps: expected int"):
+            load_config(wrong)
+        with pytest.raises(ConfigError, match=r"^overrides: training\.seed: expected int"):
+            load_config(None, {"training.seed": "x"})
+        assert load_config(None) == plain == ExperimentConfig()
+
+
+def test_threads_get_messages_of_their_own(tmp_path: Path) -> None:
+    paths = [write(tmp_path, f"{k}.yaml", f"training: {{steps: x{k}}}\n") for k in range(20)]
+
+    def told(path: Path) -> str:
+        with pytest.raises(ConfigError) as refused:
+            load_config(path)
+        return str(refused.value)
+
+    with ThreadPoolExecutor(4) as pool:
+        for path, message in zip(paths, pool.map(told, paths), strict=True):
+            assert message.startswith(f"{path}: training.steps: expected int")
+            assert f"x{path.stem}" in message
 
 
 def test_dumped_configuration_reads_back_the_same(tmp_path: Path) -> None:
