@@ -21,7 +21,7 @@ from bevperception.ranges import Range, add_number
 from bevperception.structures import Batch, BEVMemory
 from bevperception.training.experiment import build_model
 from bevperception.training.module import in_single_precision, memory_from_history, normalised
-from bevperception.training.sampler import StepSampler
+from bevperception.training.sampler import RunShare, StepSampler
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _batches(config: ExperimentConfig, workers: int, count: int) -> Iterator[tup
     reader = NuScenesReader(config.data)
     source = build_dataset(reader, config, config.data.train_split, training=True)
     training = config.training
-    sampler = StepSampler(len(source), training.batch_size, count, 1, training.seed)
+    sampler = StepSampler(len(source), RunShare(training.batch_size, steps=count, seed=training.seed))
     loader = iter(build_loader(source, sampler, workers, pin_memory=False))
     for _ in range(count):
         start = time.perf_counter()

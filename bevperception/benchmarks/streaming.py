@@ -14,7 +14,7 @@ from torch import Tensor
 from bevperception.benchmarks.model_input import build_model, random_frames
 from bevperception.config import ExperimentConfig
 from bevperception.config_io import ConfigParser
-from bevperception.data.dataset import NuScenesDataset
+from bevperception.data.dataset import NuScenesDataset, without_queue
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError
 from bevperception.geometry import planar_pose
@@ -69,7 +69,7 @@ def recorded_drive(config: ExperimentConfig, count: int) -> list[CameraFrames]:
     Raises:
         DataError: the data set or a sample cannot be read.
     """
-    dataset = NuScenesDataset(NuScenesReader(config.data), config.data.val_split, config.data, history=0)
+    dataset = NuScenesDataset(NuScenesReader(config.data), config.data.val_split, without_queue(config.data))
     length = len(dataset.scenes[0].sample_tokens)
     return [dataset.load(index).frames for index in range(min(count, length))]
 

@@ -59,8 +59,6 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         augmentation: training-time augmentation; None for none.
         segmentation: what BEV segmentation labels to draw; None for none.
         can_bus: add the CAN-bus vector to the frames.
-        history: earlier key frames in a queue, without later ones; None takes ``data.history`` and
-            ``data.future``.
         seed: of all random choices.
         pixels: leave images as uint8 pixels, a quarter of the memory to fill and to carry, for
             :meth:`ImageInput.normalise` on the model's device; only where ``data.image_transform`` is 'fast'.
@@ -83,15 +81,13 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         augmentation: AugmentationConfig | None = None,
         segmentation: SegmentationConfig | None = None,
         can_bus: bool = False,
-        history: int | None = None,
         seed: int = 0,
         pixels: bool = False,
     ) -> None:
         self.reader = reader
         self.data = data
         self.augmentation = augmentation
-        self.history = data.history if history is None else history
-        self.future = data.future if history is None else 0
+        self.history, self.future = data.history, data.future
         self.seed = seed
         self.scenes = reader.scenes(split) if isinstance(split, str) else list(split)
         self.tokens = [token for scene in self.scenes for token in scene.sample_tokens]
@@ -270,6 +266,11 @@ def attribute_indices(labels: Tensor, names: Sequence[str]) -> Tensor:
     return torch.tensor(found, dtype=torch.long)
 
 
+def without_queue(data: DataConfig) -> DataConfig:
+    """The same settings for single frames, whose history is the model's memory."""
+    return replace(data, history=0, future=0)
+
+
 def build_dataset(
     reader: NuScenesReader, config: ExperimentConfig, split: str | Sequence[SceneRecord], training: bool
 ) -> NuScenesDataset:
@@ -294,11 +295,10 @@ def build_dataset(
     return NuScenesDataset(
         reader,
         split,
-        config.data,
+        config.data if training else without_queue(config.data),
         augmentation=config.augmentation if training else None,
         segmentation=config.model.segmentation if config.model.segmentation.enabled else None,
         can_bus=can_bus,
-        history=None if training else 0,
         seed=config.training.seed,
         pixels=training,
     )

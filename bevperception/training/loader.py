@@ -12,7 +12,7 @@ from bevperception.data.loading import Failure, Loaded, OnBad, SampleSource, bui
 from bevperception.distributed import first_error
 from bevperception.errors import ConfigError
 from bevperception.structures import Batch
-from bevperception.training.sampler import StepSampler
+from bevperception.training.sampler import RunShare, StepSampler
 from bevperception.training.stream import StreamSampler
 
 
@@ -58,14 +58,21 @@ class TrainingData(pl.LightningDataModule):
 
     def _sampler(self, trainer: pl.Trainer) -> StepSampler | StreamSampler:
         training, length = self.config.training, self.config.data.stream_length
-        shared = (training.batch_size, training.steps, training.accumulate, training.seed)
-        place = (trainer.global_rank, trainer.world_size, trainer.global_step)
+        share = RunShare(
+            batch_size=training.batch_size,
+            steps=training.steps,
+            accumulate=training.accumulate,
+            seed=training.seed,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            first_step=trainer.global_step,
+        )
         if not length:
-            return StepSampler(len(self.source), *shared, *place)
+            return StepSampler(len(self.source), share)
         if not isinstance(self.source, SceneSource):
             raise ConfigError("data.stream_length needs samples that stand in scenes, in order of time")
         turns = self.config.data.stream_turns
-        return StreamSampler(self.source.scene_lengths, length, *shared, *place, turns)
+        return StreamSampler(self.source.scene_lengths, length, share, turns)
 
     def on_before_batch_transfer(self, batch: Loaded, dataloader_idx: int) -> Batch:
         """The batch, unless some process's could not be loaded.

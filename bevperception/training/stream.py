@@ -20,6 +20,7 @@ from torch.utils.data import Sampler
 
 from bevperception.distributed import gather_objects, rank, world_size
 from bevperception.structures import Batch, BEVMemory
+from bevperception.training.sampler import RunShare
 from bevperception.training.seeding import SHUFFLE, derive_seed
 
 MAX_GAP_S = 2.0
@@ -37,38 +38,20 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
     Args:
         scene_lengths: samples of each scene, in the order of the data set.
         length: samples of a segment; those at a scene's ends may be shorter.
-        batch_size: slots of this process that play at a time.
-        steps: optimiser steps of the whole run.
-        accumulate: micro-batches a step.
-        seed: of the run.
-        rank: this process.
-        world_size: number of processes.
-        first_step: optimiser steps already taken; iteration begins with the next.
+        share: of this process; its batch size is the number of slots that play at a time.
         turns: groups of slots that take turns, batch by batch.
 
     Raises:
         ValueError: if there are no samples.
     """
 
-    def __init__(
-        self,
-        scene_lengths: Sequence[int],
-        length: int,
-        batch_size: int,
-        steps: int,
-        accumulate: int = 1,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        first_step: int = 0,
-        turns: int = 1,
-    ) -> None:
+    def __init__(self, scene_lengths: Sequence[int], length: int, share: RunShare, turns: int = 1) -> None:
         if sum(scene_lengths) < 1:
             raise ValueError("a StreamSampler needs at least one sample, got none")
-        self.scene_lengths, self.length, self.seed = list(scene_lengths), length, seed
-        self.slots, self.turns = batch_size * world_size, turns
-        self.own = range(rank * batch_size, (rank + 1) * batch_size)
-        self.first_batch, self.batches = first_step * accumulate, steps * accumulate
+        self.scene_lengths, self.length, self.seed = list(scene_lengths), length, share.seed
+        self.slots, self.turns = share.batch_size * share.world_size, turns
+        self.own = range(share.rank * share.batch_size, (share.rank + 1) * share.batch_size)
+        self.first_batch, self.batches = share.first_batch, share.batches
 
     def __len__(self) -> int:
         """Micro-batches of the whole run, those before ``first_step`` included, as Lightning counts."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bevperception.config import AugmentationConfig, DataConfig
-from bevperception.data.dataset import NuScenesDataset, attribute_indices
+from bevperception.data.dataset import NuScenesDataset, attribute_indices, without_queue
 from bevperception.data.grid_mask import grid_mask, random_grid_mask
 from bevperception.data.image_input import ImageInput
 from bevperception.data.nuscenes import NuScenesReader
@@ -91,7 +91,7 @@ def test_queue_with_stride_and_later_frames(tiny_nuscenes: Path) -> None:
             for f, v in zip(batch.history, batch.history_valid[0], strict=True)
         ]
         assert found == expected
-    assert NuScenesDataset(queue.reader, TRAIN_SPLIT, queue.data, history=0).load(1).history == []
+    assert NuScenesDataset(queue.reader, TRAIN_SPLIT, without_queue(queue.data)).load(1).history == []
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -20,6 +20,7 @@ from bevperception.structures import Batch
 from bevperception.training import stream as stream_module
 from bevperception.training.module import TrainingModule
 from bevperception.training.run import train
+from bevperception.training.sampler import RunShare
 from bevperception.training.stream import StreamMemory, StreamSampler
 from tests.training.standin import TinyModel, TinyScenes, TinySource, no_evaluation, tiny_config
 
@@ -34,28 +35,29 @@ def lanes(sampler: StreamSampler) -> list[list[tuple[int, int]]]:
 @given(st.lists(st.integers(0, 13), min_size=1, max_size=5).filter(sum), st.integers(1, 9), st.integers(0, 3))
 def test_every_epoch_holds_every_sample_once(scenes: list[int], length: int, seed: int) -> None:
     samples = sum(scenes)
-    order = [index for ((index, _),) in StreamSampler(scenes, length, 1, steps=3 * samples, seed=seed)]
+    share = RunShare(1, steps=3 * samples, seed=seed)
+    order = [index for ((index, _),) in StreamSampler(scenes, length, share)]
     for start in range(0, len(order), samples):
         assert sorted(order[start : start + samples]) == list(range(samples))
 
 
 def test_slots_play_their_segments_frame_by_frame() -> None:
     starts = [sum(SCENES[:i]) for i in range(len(SCENES))]
-    for lane in lanes(StreamSampler(SCENES, 6, 3, steps=60, seed=2)):
+    for lane in lanes(StreamSampler(SCENES, 6, RunShare(3, steps=60, seed=2))):
         lengths = Counter(segment for _, segment in lane)
         assert max(lengths.values()) <= 6
         for (before, segment), (index, next_segment) in pairwise(lane):
             if segment == next_segment:
                 assert index == before + 1
                 assert index not in starts
-    pairs = list(chain.from_iterable(StreamSampler(SCENES, 6, 3, steps=60, seed=2)))
+    pairs = list(chain.from_iterable(StreamSampler(SCENES, 6, RunShare(3, steps=60, seed=2))))
     assert len(set(pairs)) == len(pairs) == 180  # no sample comes twice with the same draw
     assert max(Counter(index for index, _ in pairs).values()) <= 180 // sum(SCENES) + 2
 
 
 def test_groups_of_slots_take_turns() -> None:
     turns = 3
-    batches = list(StreamSampler(SCENES, 6, 2, steps=61, seed=2, turns=turns))
+    batches = list(StreamSampler(SCENES, 6, RunShare(2, steps=61, seed=2), turns=turns))
     assert len(batches) == 61
     for turn in range(turns):
         for slot in range(2):
@@ -74,9 +76,12 @@ def test_groups_of_slots_take_turns() -> None:
 
 @pytest.mark.parametrize(("accumulate", "turns"), [(1, 1), (2, 1), (2, 3)])
 def test_processes_share_the_slots(accumulate: int, turns: int) -> None:
-    shared: dict[str, Any] = {"steps": 9, "accumulate": accumulate, "seed": 1, "turns": turns}
-    whole = list(StreamSampler(SCENES, 5, 4, **shared))
-    parts = [list(StreamSampler(SCENES, 5, 2, **shared, rank=rank, world_size=2)) for rank in (0, 1)]
+    shared: dict[str, Any] = {"steps": 9, "accumulate": accumulate, "seed": 1}
+    whole = list(StreamSampler(SCENES, 5, RunShare(4, **shared), turns))
+    parts = [
+        list(StreamSampler(SCENES, 5, RunShare(2, **shared, rank=rank, world_size=2), turns))
+        for rank in (0, 1)
+    ]
     assert [a + b for a, b in zip(*parts, strict=True)] == whole
 
 
@@ -84,16 +89,15 @@ def test_processes_share_the_slots(accumulate: int, turns: int) -> None:
 @pytest.mark.parametrize("first_step", [0, 1, 8, 9])
 def test_resuming_goes_on_within_segments(first_step: int, turns: int) -> None:
     settings: dict[str, Any] = {"steps": 9, "accumulate": 2, "seed": 4, "rank": 1, "world_size": 2}
-    settings["turns"] = turns
-    whole = list(StreamSampler(SCENES, 5, 2, **settings))
-    rest = StreamSampler(SCENES, 5, 2, **settings, first_step=first_step)
+    whole = list(StreamSampler(SCENES, 5, RunShare(2, **settings), turns))
+    rest = StreamSampler(SCENES, 5, RunShare(2, **settings, first_step=first_step), turns)
     assert list(rest) == whole[2 * first_step :]
     assert len(rest) == len(whole) == 18
 
 
 def test_no_samples_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one sample"):
-        StreamSampler([0, 0], 3, 1, steps=1)
+        StreamSampler([0, 0], 3, RunShare(1, steps=1))
 
 
 def batch_of(*indices: int) -> Batch:

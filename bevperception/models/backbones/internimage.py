@@ -148,14 +148,11 @@ VARIANTS = {
 """The published detection backbones, and `micro`, which is this project's own for two CPU cores."""
 
 
-class DCNv3(nn.Module):
-    """Deformable convolution v3 with the layers that make its offsets and masks (paper, section 3.1).
+@dataclass(frozen=True)
+class DCNv3Settings:
+    """What DCNv3 layers of a backbone have in common.
 
-    Stride 1; the output has the input's size.
-
-    Args:
-        channels: channels in and out.
-        groups: groups with offsets and masks of their own; a divisor of channels.
+    Attributes:
         kernel_size: odd number of sampled rows and columns.
         depthwise_kernel_size: odd kernel of the depth-wise convolution; None takes kernel_size.
         dilation: spacing of the sampled grid.
@@ -166,47 +163,62 @@ class DCNv3(nn.Module):
         activation: activation in the offset branch.
 
     Raises:
-        ConfigError: channels is no multiple of groups, or a kernel is even.
+        ConfigError: a kernel is even.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        groups: int,
-        *,
-        kernel_size: int = 3,
-        depthwise_kernel_size: int | None = None,
-        dilation: int = 1,
-        offset_scale: float = 1.0,
-        center_feature_scale: bool = False,
-        remove_center: bool = False,
-        norm: Norm = "layer",
-        activation: Activation = "gelu",
-    ) -> None:
+    kernel_size: int = 3
+    depthwise_kernel_size: int | None = None
+    dilation: int = 1
+    offset_scale: float = 1.0
+    center_feature_scale: bool = False
+    remove_center: bool = False
+    norm: Norm = "layer"
+    activation: Activation = "gelu"
+
+    @property
+    def depthwise_size(self) -> int:
+        """Kernel of the depth-wise convolution."""
+        return self.kernel_size if self.depthwise_kernel_size is None else self.depthwise_kernel_size
+
+    def __post_init__(self) -> None:
+        if self.kernel_size % 2 == 0 or self.depthwise_size % 2 == 0:
+            raise ConfigError(
+                f"DCNv3: kernels must be odd, got {self.kernel_size} and depth-wise {self.depthwise_size}"
+            )
+
+
+class DCNv3(nn.Module):
+    """Deformable convolution v3 with the layers that make its offsets and masks (paper, section 3.1).
+
+    Stride 1; the output has the input's size.
+
+    Args:
+        channels: channels in and out.
+        groups: groups with offsets and masks of their own; a divisor of channels.
+        settings: see :class:`DCNv3Settings`.
+
+    Raises:
+        ConfigError: channels is no multiple of groups.
+    """
+
+    def __init__(self, channels: int, groups: int, settings: DCNv3Settings | None = None) -> None:
         super().__init__()
-        depthwise_size = kernel_size if depthwise_kernel_size is None else depthwise_kernel_size
+        settings = settings or DCNv3Settings()
         if channels % groups:
             raise ConfigError(f"DCNv3: channels ({channels}) must be a multiple of groups ({groups})")
-        if kernel_size % 2 == 0 or depthwise_size % 2 == 0:
-            raise ConfigError(
-                f"DCNv3: kernels must be odd, got {kernel_size} and depth-wise {depthwise_size}"
-            )
         self.groups = groups
-        self.kernel_size = kernel_size
-        self.dilation = dilation
-        self.offset_scale = offset_scale
-        self.remove_center = remove_center
-        points = groups * (kernel_size**2 - int(remove_center))
-        self.depthwise = nn.Conv2d(
-            channels, channels, depthwise_size, padding=depthwise_size // 2, groups=channels
-        )
-        self.depthwise_norm = make_norm(channels, norm)
-        self.activation = make_activation(activation)
+        self.kernel_size, self.dilation = settings.kernel_size, settings.dilation
+        self.offset_scale, self.remove_center = settings.offset_scale, settings.remove_center
+        points = groups * (settings.kernel_size**2 - int(settings.remove_center))
+        size = settings.depthwise_size
+        self.depthwise = nn.Conv2d(channels, channels, size, padding=size // 2, groups=channels)
+        self.depthwise_norm = make_norm(channels, settings.norm)
+        self.activation = make_activation(settings.activation)
         self.offset = Linear(channels, points * 2)
         self.mask = Linear(channels, points)
         self.input_projection = Linear(channels, channels)
         self.output_projection = Linear(channels, channels)
-        self.center_scale = Linear(channels, groups) if center_feature_scale else None
+        self.center_scale = Linear(channels, groups) if settings.center_feature_scale else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -289,9 +301,7 @@ class Block(nn.Module):
             return make_norm(channels) if wanted else nn.Identity()
 
         self.pre_norm1 = norm_if(not spec.post_norm)
-        self.dcn = DCNv3(
-            channels,
-            groups,
+        settings = DCNv3Settings(
             depthwise_kernel_size=spec.depthwise_kernel_size,
             offset_scale=spec.offset_scale,
             center_feature_scale=spec.center_feature_scale,
@@ -299,6 +309,7 @@ class Block(nn.Module):
             norm=spec.norm,
             activation=spec.activation,
         )
+        self.dcn = DCNv3(channels, groups, settings)
         self.post_norm1 = norm_if(spec.post_norm or spec.res_post_norm)
         self.pre_norm2 = norm_if(not spec.post_norm)
         hidden = int(channels * spec.mlp_ratio)

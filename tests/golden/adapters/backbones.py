@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bevperception.checkpoints.published import fpn_key, internimage_key
-from bevperception.models.backbones.internimage import DCNv3, InternImage, InternImageSpec
+from bevperception.models.backbones.internimage import DCNv3, DCNv3Settings, InternImage, InternImageSpec
 from bevperception.models.backbones.layers import Activation, Norm
 from bevperception.models.backbones.resnet import ResNet, ResNetSpec
 from bevperception.models.necks import FPN
@@ -70,14 +70,16 @@ def dcnv3_module(case: Case) -> None:
     module = DCNv3(
         kwargs.get("channels", 64),
         kwargs.get("group", 4),
-        kernel_size=kernel_size,
-        depthwise_kernel_size=kwargs.get("dw_kernel_size"),
-        dilation=dilation,
-        offset_scale=kwargs.get("offset_scale", 1.0),
-        center_feature_scale=kwargs.get("center_feature_scale", False),
-        remove_center=bool(kwargs.get("remove_center", False)),
-        norm=NORMS[kwargs.get("norm_layer", "LN")],
-        activation=ACTIVATIONS[kwargs.get("act_layer", "GELU")],
+        DCNv3Settings(
+            kernel_size=kernel_size,
+            depthwise_kernel_size=kwargs.get("dw_kernel_size"),
+            dilation=dilation,
+            offset_scale=kwargs.get("offset_scale", 1.0),
+            center_feature_scale=kwargs.get("center_feature_scale", False),
+            remove_center=bool(kwargs.get("remove_center", False)),
+            norm=NORMS[kwargs.get("norm_layer", "LN")],
+            activation=ACTIVATIONS[kwargs.get("act_layer", "GELU")],
+        ),
     )
     case.load_into(module, internimage_key)
     module.train(case.meta.get("train", False))

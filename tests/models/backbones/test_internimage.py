@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from bevperception.config_model import BackboneConfig
 from bevperception.errors import ConfigError
 from bevperception.models.backbones import build_backbone, internimage
-from bevperception.models.backbones.internimage import Block, DCNv3, InternImage, InternImageSpec
+from bevperception.models.backbones.internimage import (
+    Block,
+    DCNv3,
+    DCNv3Settings,
+    InternImage,
+    InternImageSpec,
+)
 from bevperception.models.backbones.layers import DropPath
 
 SMALL = InternImageSpec(channels=8, depths=(1, 1, 2, 1), groups=(1, 2, 2, 4), mlp_ratio=2.0)
@@ -212,7 +218,7 @@ def test_new_dcnv3_averages_its_neighbourhood() -> None:
 
 
 def test_new_center_scale_takes_half_of_the_centre() -> None:
-    module = DCNv3(12, 3, center_feature_scale=True).double()
+    module = DCNv3(12, 3, DCNv3Settings(center_feature_scale=True)).double()
     features = torch.randn(1, 6, 5, 12, dtype=torch.float64)
     value = module.input_projection(features)
     average = F.avg_pool2d(value.permute(0, 3, 1, 2), 3, 1, 1).permute(0, 2, 3, 1)
@@ -287,7 +293,7 @@ def test_dcnv3_refuses_what_it_cannot_do() -> None:
     with pytest.raises(ConfigError, match="multiple of groups"):
         DCNv3(10, 3)
     with pytest.raises(ConfigError, match="odd"):
-        DCNv3(8, 2, kernel_size=2)
+        DCNv3Settings(kernel_size=2)
 
 
 def test_features_stay_channels_last_in_memory() -> None:
