@@ -27,8 +27,8 @@ SUBSET_VERSION, SUBSET_SPLIT = "v1.0-demo", "demo"
 DEFAULT_STEPS = 250
 
 WEIGHTS = "world_v2"
-WORLD_SEED = 90210
-"""Of the demonstration's world: none that weights are trained on."""
+WORLD_SEED = 90213
+"""Of the demonstration's world; no weights are trained on it. The first from 90210 on with a scene in daylight."""
 WORLD_SCENES = 2
 WORLD_SPLIT, WORLD_SCENE = "world_val", "scene-9002"
 
