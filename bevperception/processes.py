@@ -30,10 +30,19 @@ def interrupts_held() -> Iterator[None]:
     task would answer with a traceback, or go on. So the first process alone gets it, and ends the others.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # The mask is this thread's. Linux may give the signal to a library's thread, and Python would then
+    # interrupt this one all the same: so the handler waits, too.
+    waiting: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number)) if main else None
     try:
         yield
     finally:
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if waiting:
+            signal.raise_signal(signal.SIGINT)
 
 
 def run_beside(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from bevperception.processes import WorkerPool
+from bevperception.processes import WorkerPool, interrupts_held
 from tests.interrupts import PATIENCE_S, Program, started
 
 POOL = """
 import os, sys, time
 from pathlib import Path
 from bevperception.errors import run_program
-from bevperception.processes import WorkerPool
+from bevperception.processes import WorkerPool, interrupts_held
 
 def work(folder, number):
     Path(folder, f"{number}").touch()
@@ -157,3 +158,25 @@ def test_the_exit_code_of_a_program_beside_is_its_own(tmp_path: Path) -> None:
     with started(path, str(tmp_path)) as program:
         program.process.communicate(timeout=PATIENCE_S)
         assert program.process.returncode == 7
+
+
+def interrupted_inside(finished: list[bool]) -> None:
+    with interrupts_held():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        finished.append(True)
+
+
+def test_an_interrupt_that_a_librarys_thread_gets_is_held_too() -> None:
+    release = threading.Event()
+    thread = threading.Thread(target=release.wait)
+    thread.start()  # before the block: its mask lets SIGINT through
+    finished: list[bool] = []
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_inside(finished)
+    finally:
+        release.set()
+        thread.join()
+    assert finished == [True]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

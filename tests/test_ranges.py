@@ -26,10 +26,10 @@ from bevperception.config_model import (
     PerspectiveConfig,
     SegmentationConfig,
 )
-from bevperception.data.world.settings import WorldConfig
 from bevperception.errors import ConfigError
 from bevperception.ranges import Distinct, Increasing, Length, Range, add_number, check_settings, rules_of
 from bevperception.streaming.settings import NodeSettings, spec_by_name
+from bevperception.world.settings import WorldConfig
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -28,7 +28,7 @@ DEFAULT_STEPS = 250
 
 WEIGHTS = "world_v2"
 WORLD_SEED = 90213
-"""Of the demonstration's world; no weights are trained on it. The first from 90210 on with a scene in daylight."""
+"""Of the demonstration's world: the first from 90210 on with a scene by day; no weights are trained on it."""
 WORLD_SCENES = 2
 WORLD_SPLIT, WORLD_SCENE = "world_val", "scene-9002"
 

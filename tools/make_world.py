@@ -18,16 +18,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bevperception.errors import importing, run_program
 
 with importing():
-    from bevperception.data.world import WorldConfig, make_world
-    from bevperception.data.world.settings import (
+    from bevperception.ranges import Range, add_number, rules_of
+    from bevperception.world import WorldConfig, make_world
+    from bevperception.world.settings import (
         MINI_VERSION,
         TRAIN_SPLIT,
         VAL_SPLIT,
         WORLD_VERSION,
         parse_size,
     )
-    from bevperception.data.world.writer import finished_scenes, partial_folder
-    from bevperception.ranges import Range, add_number, rules_of
+    from bevperception.world.writer import finished_scenes, partial_folder
 
 EXAMPLES = f"""examples:
   a world to train on:                 tools/make_world.py --scenes 120 --seed 7 --size 400x225 out/world

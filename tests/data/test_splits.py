@@ -15,9 +15,9 @@ from nuscenes.utils.splits import create_splits_scenes
 from bevperception.config import DataConfig
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.data.splits import check_evaluable, describe_splits, scenes_of_split, usable_splits
-from bevperception.data.world import WorldConfig
-from bevperception.data.world.settings import MINI_VERSION
 from bevperception.errors import ConfigError, DataError
+from bevperception.world import WorldConfig
+from bevperception.world.settings import MINI_VERSION
 from tests.fixtures.tiny_nuscenes import TRAIN_SPLIT, VAL_SPLIT, VERSION
 
 NAMES = ["scene-9001", "scene-9002", "scene-9003"]

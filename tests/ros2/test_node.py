@@ -162,3 +162,13 @@ def test_the_package_lists_what_it_ships() -> None:
     setup = (PACKAGE / "setup.py").read_text()
     for path in (PACKAGE / "config").iterdir():
         assert f"config/{path.name}" in setup
+
+
+def test_the_node_imports_no_devkit() -> None:
+    """A vehicle has no data set."""
+    program = "import sys, bev_perception.node; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment(0), check=True
+    )
+    assert "bev_perception" in done.stdout
+    assert "nuscenes" not in done.stdout.split()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bevperception.data.world import WorldConfig, make_world
+from bevperception.world import WorldConfig, make_world
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from shapely.geometry import Polygon
 from shapely.geometry.polygon import orient
 
-from bevperception.data.world import markings
-from bevperception.data.world.areas import area, one_polygon
-from bevperception.data.world.paths import Path
-from bevperception.data.world.roads import Road, Town, drive_outline, road_outline
-from bevperception.data.world.seeds import token
+from bevperception.world import markings
+from bevperception.world.areas import area, one_polygon
+from bevperception.world.paths import Path
+from bevperception.world.roads import Road, Town, drive_outline, road_outline
+from bevperception.world.seeds import token
 
 Array = NDArray[np.float64]
 Record = dict[str, Any]

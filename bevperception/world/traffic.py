@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from bevperception.data.world.routes import Gate, Route
+from bevperception.world.routes import Gate, Route
 
 Array = NDArray[np.float64]
 

@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bevperception.data.world.routes import Route
-from bevperception.data.world.traffic import Motion, position_at
+from bevperception.world.routes import Route
+from bevperception.world.traffic import Motion, position_at
 
 Array = NDArray[np.float64]
 

@@ -9,12 +9,12 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from bevperception.data.world.cast import Actor
-from bevperception.data.world.catalogue import KINDS, draw_colour, draw_size
-from bevperception.data.world.ego import EgoMotion
-from bevperception.data.world.markings import parking_bays
-from bevperception.data.world.roads import PARKING_M, Road, Town
-from bevperception.data.world.shapes import make_mesh
+from bevperception.world.cast import Actor
+from bevperception.world.catalogue import KINDS, draw_colour, draw_size
+from bevperception.world.ego import EgoMotion
+from bevperception.world.markings import parking_bays
+from bevperception.world.roads import PARKING_M, Road, Town
+from bevperception.world.shapes import make_mesh
 
 Array = NDArray[np.float64]
 

@@ -3,7 +3,7 @@
 :func:`make_world` writes a data root that the unmodified devkit, and so everything in this project, reads.
 """
 
-from bevperception.data.world.settings import WorldConfig
-from bevperception.data.world.writer import make_world
+from bevperception.world.settings import WorldConfig
+from bevperception.world.writer import make_world
 
 __all__ = ["WorldConfig", "make_world"]

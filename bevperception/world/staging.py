@@ -8,19 +8,19 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bevperception.data.world import ego as ego_car
-from bevperception.data.world.cast import Actor, Cast, actor_bounds, overlapping, state_times
-from bevperception.data.world.catalogue import KINDS, RIDDEN_HEIGHT_M, Colour, draw_colour, draw_size
-from bevperception.data.world.ego import EgoMotion
-from bevperception.data.world.lidar import sweep
-from bevperception.data.world.markings import crossings
-from bevperception.data.world.paths import Path
-from bevperception.data.world.roads import Lane, Town
-from bevperception.data.world.roadside import Roadside
-from bevperception.data.world.routes import Route, random_route
-from bevperception.data.world.seeds import generator
-from bevperception.data.world.shapes import make_mesh
-from bevperception.data.world.traffic import STEP_S, Driver, Motion, Walker, position_at, simulate
+from bevperception.world import ego as ego_car
+from bevperception.world.cast import Actor, Cast, actor_bounds, overlapping, state_times
+from bevperception.world.catalogue import KINDS, RIDDEN_HEIGHT_M, Colour, draw_colour, draw_size
+from bevperception.world.ego import EgoMotion
+from bevperception.world.lidar import sweep
+from bevperception.world.markings import crossings
+from bevperception.world.paths import Path
+from bevperception.world.roads import Lane, Town
+from bevperception.world.roadside import Roadside
+from bevperception.world.routes import Route, random_route
+from bevperception.world.seeds import generator
+from bevperception.world.shapes import make_mesh
+from bevperception.world.traffic import STEP_S, Driver, Motion, Walker, position_at, simulate
 
 Array = NDArray[np.float64]
 

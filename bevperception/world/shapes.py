@@ -7,8 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from bevperception.data.world.catalogue import CLOTHES, Colour, draw_colour
-from bevperception.data.world.meshes import Mesh, MeshBuilder
+from bevperception.world.catalogue import CLOTHES, Colour, draw_colour
+from bevperception.world.meshes import Mesh, MeshBuilder
 
 GLASS: Final = (34, 44, 54)
 TYRE: Final = (22, 22, 24)

@@ -22,13 +22,13 @@ from nuscenes.utils.geometry_utils import points_in_box
 from pyquaternion import Quaternion
 from shapely.geometry import Point
 
-from bevperception.data.world import WorldConfig
-from bevperception.data.world.lidar import ACTOR_POINTS
-from bevperception.data.world.roads import build_town
-from bevperception.data.world.settings import VAL_SPLIT
 from bevperception.doctor.data_root import check_data_root
 from bevperception.taxonomy import CAMERA_NAMES
-from tests.data.world.conftest import SMALL
+from bevperception.world import WorldConfig
+from bevperception.world.lidar import ACTOR_POINTS
+from bevperception.world.roads import build_town
+from bevperception.world.settings import VAL_SPLIT
+from tests.world.conftest import SMALL
 
 LAYERS = (
     *("drivable_area", "road_segment", "road_block", "lane", "ped_crossing", "walkway", "stop_line"),

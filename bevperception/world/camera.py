@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bevperception.data.world.rig import CameraMount
+from bevperception.world.rig import CameraMount
 
 Array = NDArray[np.float64]
 

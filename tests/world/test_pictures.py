@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.geometry_utils import view_points
 
-from bevperception.data.world import WorldConfig
-from bevperception.data.world.camera import NEAR_M, Camera
-from bevperception.data.world.cast import actor_bounds
-from bevperception.data.world.render import View
-from bevperception.data.world.rig import CAMERAS
-from bevperception.data.world.scene import Scene
-from tests.data.world.conftest import SMALL
+from bevperception.world import WorldConfig
+from bevperception.world.camera import NEAR_M, Camera
+from bevperception.world.cast import actor_bounds
+from bevperception.world.render import View
+from bevperception.world.rig import CAMERAS
+from bevperception.world.scene import Scene
+from tests.world.conftest import SMALL
 
 Array = NDArray[np.float64]
 SIZE = (225, 400)

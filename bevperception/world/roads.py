@@ -14,10 +14,10 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry import MultiPoint, MultiPolygon, Polygon
 
-from bevperception.data.world.areas import area, one_polygon
-from bevperception.data.world.paths import Path, hermite
-from bevperception.data.world.seeds import generator
-from bevperception.data.world.settings import LOCATIONS
+from bevperception.world.areas import area, one_polygon
+from bevperception.world.paths import Path, hermite
+from bevperception.world.seeds import generator
+from bevperception.world.settings import LOCATIONS
 
 Array = NDArray[np.float64]
 

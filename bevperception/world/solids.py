@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bevperception.data.world.camera import NEAR_M, Camera
-from bevperception.data.world.meshes import Mesh
+from bevperception.world.camera import NEAR_M, Camera
+from bevperception.world.meshes import Mesh
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]

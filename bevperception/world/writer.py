@@ -22,14 +22,14 @@ from typing import Any, Final
 import cv2
 from tqdm import tqdm
 
-from bevperception.data.world.expansion import map_expansion, map_image
-from bevperception.data.world.scene import furnished_town, write_scene
-from bevperception.data.world.settings import LOCATIONS, WorldConfig
-from bevperception.data.world.tables import SCENE_TABLES, TABLES, Tables, map_filename, shared_tables
 from bevperception.documents import read_json
 from bevperception.errors import ConfigError, DataError, OutputError
 from bevperception.files import explained, open_lock, write_bytes, write_json
 from bevperception.processes import WorkerPool
+from bevperception.world.expansion import map_expansion, map_image
+from bevperception.world.scene import furnished_town, write_scene
+from bevperception.world.settings import LOCATIONS, WorldConfig
+from bevperception.world.tables import SCENE_TABLES, TABLES, Tables, map_filename, shared_tables
 
 MARKER: Final = "world.json"
 RECORDS: Final = "scenes"

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bevperception.data.world.rig import LIDAR_POSITION_M, LIDAR_ROTATION_WXYZ, rotation_matrix
+from bevperception.world.rig import LIDAR_POSITION_M, LIDAR_ROTATION_WXYZ, rotation_matrix
 
 Array = NDArray[np.float64]
 

@@ -21,12 +21,12 @@ import pytest
 from bevperception.config import DataConfig
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.data.tables import load_tables
-from bevperception.data.world import WorldConfig, make_world, scene, writer
-from bevperception.data.world.settings import MINI_TRAIN, MINI_VAL, parse_size
 from bevperception.errors import ConfigError, DataError, OutputError, run_program
+from bevperception.world import WorldConfig, make_world, scene, writer
+from bevperception.world.settings import MINI_TRAIN, MINI_VAL, parse_size
 from tests.interrupts import started
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 # As small as a world can be: most of the time goes into its two towns.
 TINY = WorldConfig(scenes=2, seed=3, frames=2, image_size=(72, 128))
 ARGUMENTS = ("--scenes", "2", "--seed", "3", "--frames", "2", "--size", "128x72")

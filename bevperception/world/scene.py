@@ -11,19 +11,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bevperception.data.world.can_messages import can_bus_messages
-from bevperception.data.world.cast import actor_bounds
-from bevperception.data.world.ground import paint_ground
-from bevperception.data.world.lidar import sweep
-from bevperception.data.world.render import NOISE_MARGIN, SceneRenderer
-from bevperception.data.world.rig import CAMERAS, LIDAR_CHANNEL
-from bevperception.data.world.roads import Town, build_town
-from bevperception.data.world.scenery import Prop, furnish_town
-from bevperception.data.world.seeds import generator
-from bevperception.data.world.settings import KEY_FRAME_PERIOD_US, LOCATIONS, SWEEP_PERIOD_US, WorldConfig
-from bevperception.data.world.staging import Stage, set_stage
-from bevperception.data.world.tables import SceneTables, Shot, visibility_level
-from bevperception.data.world.weather import Weather, draw_weather
+from bevperception.world.can_messages import can_bus_messages
+from bevperception.world.cast import actor_bounds
+from bevperception.world.ground import paint_ground
+from bevperception.world.lidar import sweep
+from bevperception.world.render import NOISE_MARGIN, SceneRenderer
+from bevperception.world.rig import CAMERAS, LIDAR_CHANNEL
+from bevperception.world.roads import Town, build_town
+from bevperception.world.scenery import Prop, furnish_town
+from bevperception.world.seeds import generator
+from bevperception.world.settings import KEY_FRAME_PERIOD_US, LOCATIONS, SWEEP_PERIOD_US, WorldConfig
+from bevperception.world.staging import Stage, set_stage
+from bevperception.world.tables import SceneTables, Shot, visibility_level
+from bevperception.world.weather import Weather, draw_weather
 
 Array = NDArray[np.float64]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bevperception.data.world.paths import Path, join
-from bevperception.data.world.roads import STOP_M, Lane, Town
+from bevperception.world.paths import Path, join
+from bevperception.world.roads import STOP_M, Lane, Town
 
 Array = NDArray[np.float64]
 

@@ -9,17 +9,17 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bevperception.data.world import seeds
-from bevperception.data.world.can_messages import quaternion
-from bevperception.data.world.cast import Cast
-from bevperception.data.world.catalogue import KINDS
-from bevperception.data.world.rig import (
+from bevperception.world import seeds
+from bevperception.world.can_messages import quaternion
+from bevperception.world.cast import Cast
+from bevperception.world.catalogue import KINDS
+from bevperception.world.rig import (
     CAMERAS,
     LIDAR_CHANNEL,
     LIDAR_POSITION_M,
     LIDAR_ROTATION_WXYZ,
 )
-from bevperception.data.world.settings import LOCATIONS, WorldConfig
+from bevperception.world.settings import LOCATIONS, WorldConfig
 
 Array = NDArray[np.float64]
 Record = dict[str, Any]

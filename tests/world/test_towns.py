@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapely.geometry import MultiPolygon, Polygon
 
-from bevperception.data.world.areas import area, one_polygon
-from bevperception.data.world.expansion import map_expansion
-from bevperception.data.world.paths import Path
-from bevperception.data.world.roads import (
+from bevperception.world.areas import area, one_polygon
+from bevperception.world.expansion import map_expansion
+from bevperception.world.paths import Path
+from bevperception.world.roads import (
     Road,
     Town,
     build_town,
@@ -22,8 +22,8 @@ from bevperception.data.world.roads import (
     drive_outline,
     lay_out_roads,
 )
-from bevperception.data.world.scenery import furnish_town
-from bevperception.data.world.settings import LOCATIONS
+from bevperception.world.scenery import furnish_town
+from bevperception.world.settings import LOCATIONS
 
 FOLDED = (5, "boston-seaport", 15)
 """Seed, location and road of a car park that reaches beyond the centre of its road's bend."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bevperception.data.world.catalogue import Colour
+from bevperception.world.catalogue import Colour
 
 Array = NDArray[np.float64]
 Rectangle = tuple[float, float, float, float, float]

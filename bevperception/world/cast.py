@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bevperception.data.world.catalogue import KINDS, Colour
-from bevperception.data.world.meshes import Mesh
+from bevperception.world.catalogue import KINDS, Colour
+from bevperception.world.meshes import Mesh
 
 Array = NDArray[np.float64]
 

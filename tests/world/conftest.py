@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from nuscenes.nuscenes import NuScenes
 
-from bevperception.data.world import WorldConfig, make_world
+from bevperception.world import WorldConfig, make_world
 
 SMALL = WorldConfig(scenes=2, seed=7, frames=4, image_size=(225, 400), val_share=0.5)
 

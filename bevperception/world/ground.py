@@ -10,12 +10,12 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from bevperception.data.world import markings
-from bevperception.data.world.markings import crossings, stop_lines
-from bevperception.data.world.roads import Town
-from bevperception.data.world.scenery import Prop
-from bevperception.data.world.shadows import shadow_points
-from bevperception.data.world.weather import Weather
+from bevperception.world import markings
+from bevperception.world.markings import crossings, stop_lines
+from bevperception.world.roads import Town
+from bevperception.world.scenery import Prop
+from bevperception.world.shadows import shadow_points
+from bevperception.world.weather import Weather
 
 Array = NDArray[np.float64]
 Picture = NDArray[np.uint8]

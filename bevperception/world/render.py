@@ -16,15 +16,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bevperception.data.world.backdrop import SHADOW_M, Backdrop
-from bevperception.data.world.camera import NEAR_M, Camera
-from bevperception.data.world.cast import Cast, actor_bounds
-from bevperception.data.world.ground import Ground
-from bevperception.data.world.rig import CAMERAS
-from bevperception.data.world.scenery import Prop
-from bevperception.data.world.shadows import shadow_points
-from bevperception.data.world.solids import Faces, Solids
-from bevperception.data.world.weather import Weather
+from bevperception.world.backdrop import SHADOW_M, Backdrop
+from bevperception.world.camera import NEAR_M, Camera
+from bevperception.world.cast import Cast, actor_bounds
+from bevperception.world.ground import Ground
+from bevperception.world.rig import CAMERAS
+from bevperception.world.scenery import Prop
+from bevperception.world.shadows import shadow_points
+from bevperception.world.solids import Faces, Solids
+from bevperception.world.weather import Weather
 
 Array = NDArray[np.float64]
 

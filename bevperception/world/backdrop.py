@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bevperception.data.world.camera import NEAR_M, Camera
-from bevperception.data.world.ground import Ground
-from bevperception.data.world.weather import Weather
+from bevperception.world.camera import NEAR_M, Camera
+from bevperception.world.ground import Ground
+from bevperception.world.weather import Weather
 
 Array = NDArray[np.float64]
 Picture = NDArray[np.uint8]

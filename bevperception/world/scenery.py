@@ -12,12 +12,12 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry import MultiPolygon, Polygon
 
-from bevperception.data.world.catalogue import Colour, draw_colour
-from bevperception.data.world.meshes import Mesh, MeshBuilder
-from bevperception.data.world.roads import Road, Town
-from bevperception.data.world.seeds import generator
-from bevperception.data.world.settings import LOCATIONS
-from bevperception.data.world.shapes import GLASS, shade
+from bevperception.world.catalogue import Colour, draw_colour
+from bevperception.world.meshes import Mesh, MeshBuilder
+from bevperception.world.roads import Road, Town
+from bevperception.world.seeds import generator
+from bevperception.world.settings import LOCATIONS
+from bevperception.world.shapes import GLASS, shade
 
 Array = NDArray[np.float64]
 

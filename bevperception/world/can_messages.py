@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bevperception.data.world.ego import EgoMotion
+from bevperception.world.ego import EgoMotion
 
 Array = NDArray[np.float64]
 Message = dict[str, Any]

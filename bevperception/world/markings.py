@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from bevperception.data.world.roads import (
+from bevperception.world.roads import (
     CROSSING_M,
     MARKING_END_M,
     STOP_LINE_M,
