@@ -1,10 +1,10 @@
 """Calls of the native operators with arguments that nobody means well: a program, so that a crash is seen.
 
-    python tests/ops/hostile.py LIBRARY CALLS [INSTRUCTION_SET]
+    python tests/ops/hostile.py LIBRARY CALLS INSTRUCTION_SET ...
 
-makes so many random calls, each from its own seed, and prints how many were refused and how many ran. Whoever
-starts it sees from the exit status whether the process survived; under a sanitizer also whether it read or
-wrote elsewhere.
+makes so many random calls with each instruction set, each call from its own seed, and prints a line of how many
+ran and how many were refused. Whoever starts it sees from the exit status whether the process survived; under a
+sanitizer also whether it read or wrote elsewhere.
 """
 
 from __future__ import annotations
@@ -214,9 +214,10 @@ def main() -> int:
     """The program."""
     torch.set_num_threads(2)
     torch.ops.load_library(sys.argv[1])
-    torch.ops.bevperception.select_cpu_isa("".join(sys.argv[3:]))
-    ran = [attempt(seed) for seed in range(int(sys.argv[2]))]
-    print(f"ran {sum(ran)} refused {len(ran) - sum(ran)}")
+    for isa in sys.argv[3:]:
+        torch.ops.bevperception.select_cpu_isa(isa)
+        ran = [attempt(seed) for seed in range(int(sys.argv[2]))]
+        print(isa, "ran", sum(ran), "refused", len(ran) - sum(ran), flush=True)
     return 0
 
 
