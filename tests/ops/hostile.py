@@ -2,9 +2,9 @@
 
     python tests/ops/hostile.py LIBRARY CALLS INSTRUCTION_SET ...
 
-makes so many random calls with each instruction set, each call from its own seed, and prints a line of how many
-ran and how many were refused. Whoever starts it sees from the exit status whether the process survived; under a
-sanitizer also whether it read or wrote elsewhere.
+makes so many random calls with each instruction set, each call from its own seed, and prints a line of how
+many ran and how many were refused. Whoever starts it sees from the exit status whether the process survived;
+under a sanitizer also whether it read or wrote elsewhere.
 """
 
 from __future__ import annotations

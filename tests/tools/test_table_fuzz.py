@@ -40,6 +40,8 @@ MUTATIONS = 300
 TRAINED = 25
 """Every so many mutations a training run reads the tables too; in between only its data set does."""
 CAMERAS = ("CAM_FRONT", "CAM_BACK")
+UNUSED = "CAM_BACK_LEFT"
+"""In the tables alone: whoever does without a camera may have its records damaged."""
 FRAMES = 3
 CELLS = 12
 HOSTILE: tuple[Any, ...] = (
@@ -110,11 +112,11 @@ class StandIn(TinyModel):
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> DamagedRoot:
-    """Tables of the least that has every kind of link: chains with a middle, and only the cameras in use."""
+    """Tables of the least that has every kind of link: chains with a middle, a camera that is not in use."""
     folder = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny_nuscenes, "KEY_FRAMES", FRAMES)
-        turns = {name: tiny_nuscenes.CAMERA_YAW_DEG[name] for name in CAMERAS}
+        turns = {name: tiny_nuscenes.CAMERA_YAW_DEG[name] for name in (*CAMERAS, UNUSED)}
         patch.setattr(tiny_nuscenes, "CAMERA_YAW_DEG", turns)
         patch.setattr(tiny_nuscenes, "THINGS", tiny_nuscenes.THINGS[::2])
         sound = tiny_nuscenes.write_tiny_nuscenes(folder / "sound")
