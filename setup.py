@@ -17,6 +17,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 SOURCES = Path("ops") / "csrc"
@@ -112,7 +113,7 @@ def native_extension() -> Extension:
         "bevperception._C",
         sorted(str(source.relative_to(ROOT)) for source in sources),
         depends=["setup.py", *sorted(str(header.relative_to(ROOT)) for header in headers)],
-        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION), ("Py_LIMITED_API", "0x030a0000")],
         py_limited_api=True,
         language="c++",
     )
@@ -199,4 +200,20 @@ class BuildNative(build_ext):
             super().copy_extensions_to_source()
 
 
-setup(ext_modules=[native_extension()], cmdclass={"build_ext": BuildNative})
+class BuildPackage(build_py):
+    """Puts the configurations into the wheel; in a checkout the library finds them beside the package."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "bevperception" / "configs"
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(ROOT / "configs", target)
+
+
+setup(
+    ext_modules=[native_extension()],
+    cmdclass={"build_ext": BuildNative, "build_py": BuildPackage},
+    # The library uses the limited API of Python 3.10: one wheel for all versions from there on.
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

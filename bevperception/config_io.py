@@ -32,6 +32,9 @@ from bevperception.ranges import rules_text
 BASE_KEY = "base"
 COMMAND_LINE = "command line"
 MOST_PATH = 4096
+_COMMON = frozenset(("data.root", "data.version", "data.train_split", "data.val_split", "data.workers"))
+_COMMON |= {f"training.{name}" for name in ("steps", "batch_size", "learning_rate", "precision", "devices")}
+"""Settings that ``--help`` shows; ``--help-all`` shows all."""
 
 _kept = threading.local()
 
@@ -84,8 +87,29 @@ def read_config_files(path: ConfigFiles) -> ConfigSource:
     paths = [path] if isinstance(path, str | Path) else path
     source = ConfigSource(name=" and ".join(map(str, paths)))
     for file in paths:
-        _read_into(source, Path(file), ())
+        _read_into(source, config_path(file), ())
     return source
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with the package by name, such as ``backbones/internimage_s``."""
+    package = Path(__file__).resolve().parent
+    # In an installed package they lie inside; in a checkout beside it.
+    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None)
+    if folder is None:
+        return {}
+    files = sorted([*folder.glob("*.yaml"), *folder.glob("backbones/*.yaml")])
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+
+
+def config_path(given: str | Path) -> Path:
+    """The file that a user names: a path, or the name of a shipped configuration.
+
+    Args:
+        given: such as ``configs/world_micro.yaml``, or ``world_micro``.
+    """
+    path = Path(given)
+    return path if path.suffix or path.is_file() else shipped_configs().get(path.as_posix(), path)
 
 
 def typed_config(source: ConfigSource) -> ExperimentConfig:
@@ -147,7 +171,7 @@ class ConfigParser(ArgumentParser):
 
     Args:
         description: what the program does, for ``--help``.
-        program: how messages and ``--help`` call it, for example ``tools/train.py``.
+        program: how messages and ``--help`` call it, for example ``bevperception train``.
         usage: its mandatory options, for ``--help``.
     """
 
@@ -169,10 +193,28 @@ class ConfigParser(ArgumentParser):
             "--config",
             metavar="FILE",
             nargs="+",
-            help="YAML files, of which later ones win; 'base:' in one names files it builds on",
+            help="YAML files or names of shipped configurations, of which later ones win; 'base:' in one "
+            "names files it builds on",
         )
+        self.add_argument("--help-all", action=_HelpAll, help="show all settings with their ranges and exit")
         self.add_class_arguments(ExperimentConfig, None)
         _tell_rules(self)
+
+    def format_help(self, formatter: Any = None) -> str:
+        """The program's own options and the settings that most people need."""
+        hidden = [action for action in self._actions if action.dest in (_KEYS | _SECTIONS) - _COMMON]
+        helps = [action.help for action in hidden]
+        for action in hidden:
+            action.help = argparse.SUPPRESS
+        try:
+            return _without_addresses(super().format_help(formatter))
+        finally:
+            for action, text in zip(hidden, helps, strict=True):
+                action.help = text
+
+    def format_full_help(self) -> str:
+        """The help with all settings."""
+        return _without_addresses(super().format_help())
 
     def parse_experiment(
         self,
@@ -201,7 +243,7 @@ class ConfigParser(ArgumentParser):
         for name in fallback_options:
             early.add_argument(f"--{name}", nargs="?")
         found, rest = early.parse_known_args(argv)
-        asks_for_help = "--help" in rest or "-h" in rest
+        asks_for_help = any(option in rest for option in ("-h", "--help", "--help-all"))
         source = ConfigSource()
         files = _config_files(argv)
         if files:
@@ -209,7 +251,8 @@ class ConfigParser(ArgumentParser):
         elif fallback is not None and not asks_for_help:
             source = fallback(found)
         elif not asks_for_help:
-            raise ConfigError("--config FILE is needed: a YAML file such as those in configs/")
+            names = ", ".join(shipped_configs())
+            raise ConfigError(f"--config FILE is needed: a YAML file, or the name of a shipped one: {names}")
         # Another parser, as this one may have mandatory options that a file cannot give.
         base_values = _values_parser().parse_values(source)
         self.set_defaults(dict(flatten(_only_sections(base_values.as_dict()))))
@@ -263,6 +306,23 @@ class ConfigParser(ArgumentParser):
         if required:
             return f"{COMMAND_LINE}: --{required.group(1).replace(', ', ', --')} is needed"
         return f"{self._origin.name}: {' '.join(message.split())[:300]}"
+
+
+def _without_addresses(text: str) -> str:
+    """A help text without the addresses of functions that convert values."""
+    return re.sub(r"\(type:\s+<function\s+\S+\s+at\s+\w+>,\s+", "(", text)
+
+
+class _HelpAll(argparse.Action):
+    """Prints the help with all settings."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "nargs": 0, "default": argparse.SUPPRESS})
+
+    def __call__(self, parser: Any, *_: object) -> None:
+        """Print it and leave."""
+        print(parser.format_full_help())
+        raise SystemExit(0)
 
 
 def _config_files(argv: Sequence[str]) -> list[str]:

@@ -6,11 +6,13 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -18,8 +20,26 @@ _WATCH_S: Final = 1.0
 _TIDY_UP_S: Final = 5.0
 """How long a program may take to end after an interrupt, and again after SIGTERM."""
 
+PROGRAM = (sys.executable, "-m", "bevperception")
+"""The command `bevperception` for a process of its own; the sub-command follows."""
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+
+def program_name(command: str) -> str:
+    """How the running program is called, for messages and ``--help``.
+
+    Args:
+        command: its sub-command, as the file in tools/ is called.
+
+    Returns:
+        ``tools/x.py`` where that is what the user has started, ``bevperception x`` otherwise.
+    """
+    started = Path(sys.argv[0])
+    if started.name == f"{command}.py" and started.parent.name == "tools":
+        return f"tools/{command}.py"
+    return f"bevperception {command.replace('_', '-')}"
 
 
 @contextmanager

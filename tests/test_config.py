@@ -180,7 +180,15 @@ def test_a_mistake_on_the_command_line_is_named(arguments: list[str], message: s
 
 def test_help_documents_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        ConfigParser("Train.", "tools/train.py").parse_experiment(["--help"])
+        ConfigParser("Train.", "bevperception train").parse_experiment(["--help"])
+    assert left.value.code == 0
+    short = capsys.readouterr().out
+    assert "--training.steps" in short
+    assert "--training.ema_decay" not in short
+    assert "--model" not in short
+    assert short.count("\n") < 60
+    with pytest.raises(SystemExit) as left:
+        ConfigParser("Train.", "bevperception train").parse_experiment(["--help-all"])
     assert left.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "--training.ema_decay" in text

@@ -148,7 +148,7 @@ def test_every_number_of_the_node_has_a_range(name: str) -> None:
 
 def test_help_shows_the_range_of_every_number(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        ConfigParser("Train.", "tools/train.py").parse_experiment(["--help"])
+        ConfigParser("Train.", "bevperception train").parse_experiment(["--help-all"])
     text = " ".join(capsys.readouterr().out.split())
     for key, settings, name in NUMERIC:
         if "." in key:

@@ -1,48 +1,9 @@
-"""Evaluate weights on a split: tools/evaluate.py --weights out/run --split val --out out/eval."""
+"""The command `bevperception evaluate` from a checkout."""
 
-from __future__ import annotations
-
-from bevperception.errors import USAGE_EXIT_CODE, BevError, importing, run_program
+from bevperception.errors import importing, run_program
 
 with importing():
-    from bevperception.checkpoints.weights import config_inside, load_model, read_weights
-    from bevperception.config_io import ConfigParser
-    from bevperception.distributed import is_first_process
-    from bevperception.files import output_folder
-
-
-def main() -> int | None:
-    """Parse, evaluate."""
-    parser = ConfigParser(
-        "Evaluate weights with nuScenes' own metrics and BEV IoU. Without --config, the configuration "
-        "inside the weights is used.",
-        "tools/evaluate.py",
-        usage="--weights PATH --out FOLDER",
-    )
-    parser.add_argument(
-        "--weights", type=str, required=True, metavar="PATH", help="weights, run folder or .ckpt"
-    )
-    parser.add_argument("--split", type=str, metavar="NAME", help="split; default: data.val_split")
-    parser.add_argument("--out", type=str, required=True, metavar="FOLDER", help="for results and metrics")
-    config, options = parser.parse_experiment(fallback=config_inside, fallback_options=("weights",))
-    with importing():
-        from bevperception.data.nuscenes import NuScenesReader
-        from bevperception.evaluation.devices import launch
-        from bevperception.evaluation.runner import RESULT_FILES, SplitEvaluator
-
-    try:
-        with output_folder(options.out, RESULT_FILES, writes=is_first_process()) as out:
-            device = launch(config.training)
-            model = load_model(read_weights(options.weights), config)
-            reader = NuScenesReader(config.data)
-            evaluator = SplitEvaluator(config, reader, options.split or config.data.val_split)
-            evaluator(model, device, out)
-    except BevError:
-        if not is_first_process():
-            return USAGE_EXIT_CODE  # the first process says it
-        raise
-    return None
-
+    from bevperception.cli.evaluate import main
 
 if __name__ == "__main__":
     run_program(main)

@@ -17,6 +17,7 @@ from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError
 from bevperception.models.bevformer import BEVFormer
 from bevperception.models.build import Model
+from bevperception.processes import program_name
 from bevperception.ranges import Range, add_number
 from bevperception.structures import Batch, BEVMemory
 from bevperception.training.experiment import build_model
@@ -118,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = ConfigParser(
         "Samples a second that training reads, and the share of a training step spent waiting for them.",
-        "tools/benchmark.py data",
+        f"{program_name('benchmark')} data",
     )
     parser.add_argument("--workers", type=str, default="0,2", help="loader processes, comma-separated")
     add_number(

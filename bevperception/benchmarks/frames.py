@@ -17,6 +17,7 @@ from bevperception.config import ExperimentConfig
 from bevperception.errors import ConfigError
 from bevperception.inference import StreamingPredictor
 from bevperception.models.precision import Precision
+from bevperception.processes import program_name
 from bevperception.ranges import Range, add_number
 from bevperception.structures import CameraFrames
 
@@ -133,9 +134,9 @@ def _with_root(config: ExperimentConfig, root: str | None) -> ExperimentConfig:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tools/benchmark.py frames",
+        prog=f"{program_name('benchmark')} frames",
         description="Time from the network's input to boxes and segmentation, streaming, on the CPU.",
-        epilog="example: tools/benchmark.py frames --weights world_micro --precision 32-true,bf16-mixed",
+        epilog="example: bevperception benchmark frames --weights world_micro --precision 32-true,bf16-mixed",
     )
     parser.add_argument("--weights", required=True, help="files, folders or shipped names, comma-separated")
     parser.add_argument("--precision", default="32-true", help=f"of {', '.join(PRECISIONS)}, comma-separated")

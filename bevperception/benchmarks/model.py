@@ -19,6 +19,7 @@ from bevperception.config_io import ConfigParser
 from bevperception.errors import ConfigError
 from bevperception.ops import backend_report
 from bevperception.ops.backend import HOW_TO_BUILD
+from bevperception.processes import program_name
 from bevperception.ranges import Range, add_number
 
 FreedMemory = Literal["auto", "keep", "return"]
@@ -124,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         BevError: a setting, the data set or the memory of the machine does not suffice.
     """
-    parser = ConfigParser(DESCRIPTION, "tools/benchmark.py model")
+    parser = ConfigParser(DESCRIPTION, f"{program_name('benchmark')} model")
     parser.add_argument(
         "--backend",
         choices=("auto", "native", "reference", "both"),

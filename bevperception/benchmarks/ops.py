@@ -24,7 +24,7 @@ from bevperception.errors import BevError
 from bevperception.files import check_output_file, write_json
 from bevperception.ops import backend_report
 from bevperception.ops.native import ISA_VARIABLE
-from bevperception.processes import interrupts_held
+from bevperception.processes import interrupts_held, program_name
 from bevperception.ranges import Range, add_number
 
 DESCRIPTION = """\
@@ -53,10 +53,10 @@ cases:
 {cases}
 
 examples:
-  tools/benchmark.py ops                          all shapes (several minutes; the reference needs 6 GB at iv)
-  tools/benchmark.py ops --cases i,ii,v --rounds 9
-  tools/benchmark.py ops --cases s1,s2,s3,s4 --threads 1 --json out/ops.json
-  tools/benchmark.py ops --isa avx2 --competitors native"""
+  bevperception benchmark ops               all shapes (some minutes; the reference needs 6 GB at iv)
+  bevperception benchmark ops --cases i,ii,v --rounds 9
+  bevperception benchmark ops --cases s1,s2,s3,s4 --threads 1 --json out/ops.json
+  bevperception benchmark ops --isa avx2 --competitors native"""
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 SETTINGS = ("as it is", "huge pages", "huge pages, kept memory")
@@ -393,7 +393,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         BevError: a competitor's process failed, or an option is impossible.
     """
-    options = build_parser("tools/benchmark.py ops").parse_args(arguments)
+    options = build_parser(f"{program_name('benchmark')} ops").parse_args(arguments)
     if options.json:
         check_output_file(options.json)
     print(format_header(options), flush=True)

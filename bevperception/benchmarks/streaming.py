@@ -19,6 +19,7 @@ from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError
 from bevperception.geometry import planar_pose
 from bevperception.models.bevformer import BEVFormer
+from bevperception.processes import program_name
 from bevperception.ranges import Range, add_number
 from bevperception.structures import BEVMemory, CameraFrames, ModelOutputs
 
@@ -190,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         BevError: a setting or the data set does not suffice.
     """
-    parser = ConfigParser("Time per frame by length of history.", "tools/benchmark.py streaming")
+    parser = ConfigParser("Time per frame by length of history.", f"{program_name('benchmark')} streaming")
     parser.add_argument("--history", type=str, default="1,8", help="numbers of past frames, comma-separated")
     add_number(parser, "--frames", int, Range(1, 1_000_000), default=20, help="frames of the drive")
     parser.add_argument(

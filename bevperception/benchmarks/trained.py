@@ -19,6 +19,7 @@ from bevperception.evaluation.detection import DetectionSummary
 from bevperception.evaluation.devices import launch
 from bevperception.evaluation.runner import SplitEvaluator
 from bevperception.models.bevformer import BEVFormer
+from bevperception.processes import program_name
 
 
 def parse_trained(
@@ -28,7 +29,7 @@ def parse_trained(
 
     Args:
         argv: arguments after the subcommand; None takes the program's own.
-        subcommand: of ``tools/benchmark.py``.
+        subcommand: of ``bevperception benchmark``.
         description: for ``--help``.
         writes: whether it takes ``--out FOLDER``.
 
@@ -40,7 +41,7 @@ def parse_trained(
         BevError: a setting or the weights do not suffice.
     """
     usage = "--weights PATH --out FOLDER" if writes else "--weights PATH"
-    parser = ConfigParser(description, f"tools/benchmark.py {subcommand}", usage=usage)
+    parser = ConfigParser(description, f"{program_name('benchmark')} {subcommand}", usage=usage)
     parser.add_argument("--weights", type=str, required=True, metavar="PATH", help="weights")
     parser.add_argument("--split", type=str, metavar="NAME", help="split; default: data.val_split")
     if writes:

@@ -86,5 +86,5 @@ def require_ground_truth_to_evaluate(
         raise DataError(
             f"split {split!r} has no annotation that the evaluation counts (ten detection classes, points "
             f"inside, in range) in its {len(tokens)} samples, as in nuScenes' test set\npredict instead: "
-            f"tools/predict.py --weights PATH --split {split} --data.root {reader.root} --out FOLDER"
+            f"bevperception predict --weights PATH --split {split} --data.root {reader.root} --out FOLDER"
         )

@@ -230,7 +230,7 @@ def _check_calibration(nusc: NuScenes, shots: list[tuple[str, dict[str, Any]]], 
         if oddity:
             odd.append(f"{record['channel']}, {mount_token}: {oddity}")
     if odd:
-        odd.append("boxes of an odd camera may not lie on the objects: look with tools/visualize.py")
+        odd.append("boxes of an odd camera may not lie on the objects: look with `bevperception visualize`")
         return Finding("lost", "calibration", "\n".join(odd[-MOST_LINES:]))
     return Finding("ok", "calibration", f"{len(users)} camera mounts of usable samples look sound")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +20,9 @@ from bevperception.documents import read_json, read_yaml
 from bevperception.errors import BevError, ConfigError, DataError
 from bevperception.files import write_text
 from bevperception.names import check_name
-from bevperception.processes import end_all
+from bevperception.processes import PROGRAM, end_all
 from bevperception.training.record import dump_record, record
 
-TRAIN_TOOL = Path(__file__).resolve().parents[2] / "tools" / "train.py"
 LOG_NAME = "output.log"
 TABLE_NAME = "table.md"
 RECORD_FOLDER = "records"
@@ -64,7 +62,7 @@ class Run:
             if self.parts:
                 options["training.initial_parts"] = list(self.parts)
         given = [f"--{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in options.items()]
-        command = [sys.executable, str(TRAIN_TOOL), f"--config={self.config}", f"--out={out / self.name}"]
+        command = [*PROGRAM, "train", f"--config={self.config}", f"--out={out / self.name}"]
         return [*command, "--resume=auto", *given, *extra]
 
     def metrics(self, out: Path) -> dict[str, Any] | None:

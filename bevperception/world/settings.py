@@ -132,7 +132,16 @@ class WorldConfig:
             root: data root.
         """
         default = WorldConfig()
-        words = ["tools/make_world.py", "--scenes", self.scenes, "--seed", self.seed, "--frames", self.frames]
+        words = [
+            "bevperception",
+            "make-world",
+            "--scenes",
+            self.scenes,
+            "--seed",
+            self.seed,
+            "--frames",
+            self.frames,
+        ]
         words += ["--size", "{1}x{0}".format(*self.image_size), *(["--sweeps"] if self.sweeps else [])]
         for name in ("version", "val_share", "jpeg_quality"):
             if getattr(self, name) != getattr(default, name):

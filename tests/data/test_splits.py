@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import shutil
 from pathlib import Path
 
 import pytest
 from nuscenes.utils.splits import create_splits_scenes
 
+from bevperception.cli.make_world import EXAMPLES
 from bevperception.config import DataConfig
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.data.splits import check_evaluable, describe_splits, scenes_of_split, usable_splits
@@ -120,9 +120,8 @@ def test_a_world_offers_no_split_that_the_devkit_reads_otherwise(version: str) -
 
 
 def test_make_world_teaches_splits_that_it_makes() -> None:
-    text = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "make_world.py"))["EXAMPLES"]
-    taught = re.findall(r"(?:--split|_split) (\w+)", text)
+    taught = re.findall(r"(?:--split|_split) (\w+)", EXAMPLES)
     assert len(taught) == 3
     assert set(taught) <= set(WorldConfig(scenes=2).splits)
-    for name in re.search(r"has the splits (\w+) and (\w+)", text).groups():  # type: ignore[union-attr]
+    for name in re.search(r"has the splits (\w+) and (\w+)", EXAMPLES).groups():  # type: ignore[union-attr]
         assert name in WorldConfig(scenes=2, version=MINI_VERSION).splits

@@ -297,7 +297,7 @@ def test_a_split_without_annotations_can_only_be_predicted(
     for split in (VAL_SPLIT, TRAIN_SPLIT):
         message = fail("evaluate", "--weights", trained, *root, "--split", split)
         assert f"split '{split}' has no annotation that the evaluation counts" in message
-        assert f"tools/predict.py --weights PATH --split {split} --data.root {damaged.root}" in message
+        assert f"bevperception predict --weights PATH --split {split} --data.root {damaged.root}" in message
     message = fail("train", "--config", config, *root)
     assert f"split '{TRAIN_SPLIT}' has no annotation of the ten detection classes" in message
     # The vehicle layer of the segmentation head comes from boxes too; without it none are needed.

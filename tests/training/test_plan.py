@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from bevperception.cli.run_plan import main
 from bevperception.config_io import load_config
 from bevperception.errors import BevError, ConfigError, DataError
 from bevperception.training import plan
 from bevperception.training.plan import LOG_NAME, TABLE_NAME, read_plan, run_plan
 from bevperception.training.record import curve, record
-from tools.run_plan import main
 
 PLANS = Path(__file__).resolve().parents[2] / "configs" / "plans"
 
@@ -53,8 +53,8 @@ runs:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "train.py").write_text(TRAINER)
-    monkeypatch.setattr(plan, "TRAIN_TOOL", tmp_path / "train.py")
+    (tmp_path / "program.py").write_text(TRAINER)
+    monkeypatch.setattr(plan, "PROGRAM", (sys.executable, str(tmp_path / "program.py")))
     return tmp_path
 
 

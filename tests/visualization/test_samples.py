@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bevperception.checkpoints.weights import Card, save_weights
+from bevperception.cli.visualize import main
 from bevperception.config import DataConfig
 from bevperception.config_io import config_to_dict, load_config
 from bevperception.config_model import SegmentationConfig
@@ -24,7 +25,6 @@ from bevperception.models.bevformer import BEVFormer
 from bevperception.structures import Boxes3D
 from bevperception.visualization.compose import Opinion, PictureStyle
 from bevperception.visualization.samples import SamplePainter, boxes_of_submission
-from tools.visualize import main
 
 STYLE = PictureStyle(width=480, bev_height=200)
 SPLIT = "tiny_train"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib.util
 import itertools
 import json
 import shlex
@@ -14,10 +13,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from bevperception.cli import make_world as make_world_command
 from bevperception.config import DataConfig
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.data.tables import load_tables
@@ -133,15 +132,6 @@ def leave_unfinished(root: Path, config: WorldConfig, finished: int) -> Path:
     return partial
 
 
-def load_program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_world_program", ROOT / "tools" / "make_world.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_an_interrupt_keeps_finished_scenes_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,9 +141,9 @@ def test_an_interrupt_keeps_finished_scenes_and_says_so(
     monkeypatch.setattr(writer, "write_scene", interrupt)
     root = tmp_path / "a world"
     partial = leave_unfinished(root, TINY, finished=1)
-    monkeypatch.setattr(sys, "argv", ["make_world.py", *ARGUMENTS, "--workers", "0", "--quiet", str(root)])
+    arguments = [*ARGUMENTS, "--workers", "0", "--quiet", str(root)]
     with pytest.raises(SystemExit) as left:
-        run_program(load_program().main)
+        run_program(lambda: make_world_command.main(arguments))
     assert left.value.code == 130
     assert capsys.readouterr().err.splitlines() == [
         f"1 finished scenes stay in {partial}: the same command goes on there",
@@ -197,11 +187,11 @@ def test_an_unfinished_world_of_other_settings_is_named_with_ways_out(
     )
     assert remove == f"to remove it: rm -r '{partial}'"
     assert (partial / "samples" / "half.jpg").is_file()
-    module, made = load_program(), []
-    monkeypatch.setattr(module, "make_world", lambda config, root, **_: made.append((config, root)))
-    monkeypatch.setattr(sys, "argv", shlex.split(finish.removeprefix("to finish it: ")))
-    assert sys.argv[0] == "tools/make_world.py"
-    module.main()
+    made: list[tuple[WorldConfig, Path]] = []
+    monkeypatch.setattr(make_world_command, "make_world", lambda c, root, **_: made.append((c, root)))
+    program, command, *arguments = shlex.split(finish.removeprefix("to finish it: "))
+    assert (program, command) == ("bevperception", "make-world")
+    make_world_command.main(arguments)
     assert made == [(other, root)]
 
 

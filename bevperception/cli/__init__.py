@@ -1,0 +1,1 @@
+"""The command `bevperception` and its sub-commands; programs in tools/ are doors to the same functions."""
