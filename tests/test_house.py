@@ -234,6 +234,7 @@ def test_ci_runs_lint_and_tests_and_stops_at_a_failure() -> None:
         "make lint",
         "make cuda",
         "make test",
+        "make package",
     ]
 
 
