@@ -15,7 +15,7 @@ from bevperception.data.splits import custom_splits
 from bevperception.documents import parse_json, parse_yaml, read_json, read_yaml
 from bevperception.errors import BevError, ConfigError, DataError
 from bevperception.evaluation.submission import read_submission
-from bevperception.streaming.rig import read_mounts
+from bevperception.streaming.rig import read_extrinsics
 from bevperception.training.plan import Run, read_plan
 from bevperception.training.record import record
 
@@ -48,7 +48,7 @@ HOSTILE = {
 READERS: dict[str, Callable[[Path], object]] = {
     "configuration": load_config,
     "plan": read_plan,
-    "calibration": read_mounts,
+    "calibration": read_extrinsics,
 }
 
 

@@ -27,7 +27,7 @@ from bevperception.errors import DataError
 from bevperception.geometry import invert_rigid, transform_boxes
 from bevperception.names import read_file
 from bevperception.streaming.conversions import object_rows
-from bevperception.streaming.rig import write_mounts
+from bevperception.streaming.rig import write_extrinsics
 from bevperception.structures import Boxes3D
 
 SWEEP_TOPIC = "/sensors/sweep"
@@ -118,7 +118,7 @@ def write_scene_bag(
             data = builder.make.store.serialize_cdr(event.message, event.kind)
             writer.write(connections[event.topic], event.stamp_ns, data)
             counts[event.topic] = counts.get(event.topic, 0) + 1
-        write_mounts(writer.path / CALIBRATION_FILE, builder.calibration())
+        write_extrinsics(writer.path / CALIBRATION_FILE, builder.calibration())
     return counts
 
 

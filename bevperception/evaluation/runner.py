@@ -196,7 +196,7 @@ class SplitEvaluator:
         error = first_error(error, device)
         if error is not None:
             raise error
-        return self._conclude(boxes, metric, skipped, device, folder)
+        return self._merge_and_measure(boxes, metric, skipped, device, folder)
 
     def _perceive_share(
         self,
@@ -223,7 +223,7 @@ class SplitEvaluator:
                 labels = targets.segmentation.to(logits.device)
                 metric.update(logits, labels, targets.segmentation_present)
 
-    def _conclude(
+    def _merge_and_measure(
         self,
         boxes: dict[str, list[SubmissionBox]],
         metric: SegmentationMetric,

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 
 class CalibrationFault(DataError):
-    """A camera's calibration cannot be used, and why in plain words."""
+    """A camera's calibration cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class CameraInfo:
 
 
 class CameraModel:
-    """One camera's images as pinhole images.
+    """Checks one camera's calibration and makes pinhole images of its images.
 
     Args:
         info: as published.
@@ -97,7 +97,7 @@ class CameraModel:
             )
 
     def undistort(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A pinhole image of a distorted one; the image itself where there is no distortion.
+        """Undistort an image; one without distortion is returned as it is.
 
         Args:
             image: (height, width, 3) of :attr:`size`, or an exact fraction of it.

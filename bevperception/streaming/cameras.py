@@ -1,4 +1,4 @@
-"""What is known about one camera of the running system, and whether it can be used."""
+"""Track one camera's calibration, pose and images, and whether they can be used now."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from bevperception.streaming.statistics import Rate
 
 
 class CameraState(Enum):
-    """How a camera is doing."""
+    """Whether a camera's images are used, and if not, which kind of reason there is."""
 
     WAITING = "waiting"
-    """Something that it needs has not come yet."""
+    """Its calibration, its pose or its first image has not arrived yet."""
     ACTIVE = "active"
     STALE = "stale"
     """Its images stopped coming."""
     MASKED = "masked"
-    """Its images come and cannot be used."""
+    """Its images arrive but cannot be used."""
 
 
 @dataclass(frozen=True)
 class CameraReport:
-    """A camera's state in words.
+    """A camera's state, rate and counts, for diagnostics.
 
     Attributes:
         state: see :class:`CameraState`.
@@ -45,7 +45,7 @@ class CameraReport:
 
 
 class Camera:
-    """One camera.
+    """The state of one camera: calibration, pose, and what happened to its images.
 
     Args:
         channel: for example CAM_FRONT.
@@ -53,7 +53,7 @@ class Camera:
 
     Attributes:
         channel: as given.
-        model: from its camera info; None before that came or while it is refused.
+        model: from its camera info; None before the first one, and while the newest is refused.
         camera_to_base: (4, 4) float64; None before it is known.
         pose_problem: what is doubtful about the pose; '' for nothing.
         counts: images received, used and refused.
@@ -75,7 +75,7 @@ class Camera:
         self._same = 0
 
     def take_info(self, info: CameraInfo) -> bool:
-        """Take camera info in.
+        """Build the camera model of new camera info; info that changed nothing is ignored.
 
         Returns:
             whether it was new.
@@ -95,13 +95,13 @@ class Camera:
         return "" if self._info is None else self._info.frame_id
 
     def hear(self, now_s: float) -> None:
-        """An image arrived; monotonic clock."""
+        """Count an image that arrived; ``now_s`` is of a monotonic clock."""
         self.counts["received"] += 1
         self._rate.add(now_s)
         self._heard_s = now_s
 
     def is_frozen(self, image: CameraImage, after: int) -> bool:
-        """Whether this image is the same as the ones before it.
+        """Whether the camera has sent the same image many times in a row.
 
         Args:
             image: the newest; each one is to be asked about once.
@@ -112,8 +112,8 @@ class Camera:
         self._last_digest = number
         return 0 < after <= self._same
 
-    def judge(self, fault: str) -> None:
-        """What came of the newest image.
+    def record_outcome(self, fault: str) -> None:
+        """Count the newest image as used or refused.
 
         Args:
             fault: why it could not be used; '' if it was.
@@ -122,7 +122,7 @@ class Camera:
         self.counts["used" if not fault else "refused"] += 1
 
     def missing(self) -> str:
-        """What keeps the camera from being used at all; '' for nothing."""
+        """Which calibration or pose the camera lacks to be used at all; '' for none."""
         if self.model is None:
             return self._info_problem
         if self.camera_to_base is None:
@@ -130,11 +130,11 @@ class Camera:
         return ""
 
     def forget(self) -> None:
-        """Begin anew after the clock jumped: calibration and counts stay."""
+        """Forget the images so far, as after a jump of the clock; calibration and counts stay."""
         self._fault, self._last_digest, self._same = "", None, 0
 
     def report(self, now_s: float, timeout_s: float) -> CameraReport:
-        """The state now.
+        """Report the state at an instant.
 
         Args:
             now_s: monotonic clock.

@@ -1,4 +1,4 @@
-"""The system's state in plain words, as diagnostic_msgs/DiagnosticArray wants it."""
+"""Summarise the pipeline's health as the status lines of a diagnostic_msgs/DiagnosticArray."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Status:
 
 
 def statuses(health: Health, settings: NodeSettings, running: bool, active_s: float) -> list[Status]:
-    """All lines: the whole, each camera, ego motion, synchronisation, timing.
+    """Status lines of perception as a whole, each camera, ego motion, synchronisation and timing.
 
     Args:
         health: of the pipeline.

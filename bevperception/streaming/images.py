@@ -1,4 +1,4 @@
-"""Camera images as messages carry them, and how they become pixels."""
+"""Decode camera images as ROS messages carry them, and find frozen and black ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DIGEST_BYTES = 65536
 
 
 class ImageFault(DataError):
-    """An image that cannot be used, and why in plain words."""
+    """A camera image cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class CameraImage:
 
 
 def decode(image: CameraImage, size: tuple[int, int], reduction: int = 1) -> NDArray[np.uint8]:
-    """The pixels of an image message.
+    """Decode the pixels of an image message.
 
     Args:
         image: compressed or raw.

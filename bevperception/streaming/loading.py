@@ -1,4 +1,4 @@
-"""A predictor from the node's settings."""
+"""Load the model that the node's settings name, ready to stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bevperception.streaming.settings import NodeSettings
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to be streamed.
+    """A loaded model with what the node needs to know about it.
 
     Attributes:
         predictor: with data settings.
@@ -32,7 +32,7 @@ class Loaded:
 
 
 def load_predictor(settings: NodeSettings) -> Loaded:
-    """Load what the settings name.
+    """Load weights, configuration and device that the settings name into a streaming predictor.
 
     Raises:
         ConfigError: no weights are named, the configuration is wrong, the device is not there, or the model

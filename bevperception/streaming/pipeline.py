@@ -1,4 +1,4 @@
-"""From messages to results: receives from one thread, perceives in another."""
+"""Turn a vehicle's messages into perceptions: received in one thread, perceived in another."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bevperception.streaming.camera_model import CameraInfo
 from bevperception.streaming.cameras import Camera, CameraReport
 from bevperception.streaming.images import CameraImage, ImageFault, decode, is_black
 from bevperception.streaming.poses import PoseBuffer, PoseLimits, TimedPose
-from bevperception.streaming.rig import Mounts, TransformTree, difference, read_mounts
+from bevperception.streaming.rig import CameraExtrinsics, TransformTree, difference, read_extrinsics
 from bevperception.streaming.settings import NodeSettings
 from bevperception.streaming.stamps import StampGuard, Verdict
 from bevperception.streaming.statistics import Durations, Rate
@@ -32,8 +32,8 @@ _IMPOSSIBLE = "odometry with an impossible pose"
 
 
 @dataclass(frozen=True)
-class Result:
-    """What became of one image set.
+class ImageSetResult:
+    """The perception of one image set, or why there is none.
 
     Attributes:
         stamp_ns: the set's instant.
@@ -54,7 +54,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Health:
-    """The state of everything, for diagnostics.
+    """The state of cameras, ego motion and results, for diagnostics.
 
     Attributes:
         cameras: by channel.
@@ -85,7 +85,7 @@ class Health:
 
 
 class Pipeline:
-    """Everything between the messages and the results.
+    """Collects messages, synchronises images, and runs the predictor on each image set.
 
     ``add_*`` only store and are quick; :meth:`wait` and :meth:`process` belong to one worker thread.
 
@@ -120,9 +120,9 @@ class Pipeline:
         self._held: list[Callable[[], object]] = []
         self._cameras = {c: Camera(c, settings.rectified, settings.undistort) for c in channels}
         self._sync = Synchroniser(channels, _sync_settings(settings))
-        self._file = Mounts({})
+        self._extrinsics = CameraExtrinsics({})
         if settings.calibration_file:
-            self._file = read_mounts(Path(settings.calibration_file).expanduser())
+            self._extrinsics = read_extrinsics(Path(settings.calibration_file).expanduser())
             self._place_cameras()
         self._stages: dict[str, Durations] = {}
         self._results = Rate()
@@ -135,7 +135,7 @@ class Pipeline:
         self._sequence = 0
 
     def warm_up(self) -> float:
-        """Run what is slow the first time: decoding, and the model on blank frames.
+        """Run decoding and the model on blank images, since both are slow the first time.
 
         Returns:
             milliseconds that the model takes for a frame.
@@ -149,43 +149,43 @@ class Pipeline:
     # ------------------------------------------------------------------ messages in
 
     def add_image(self, image: CameraImage) -> None:
-        """An image of one of the cameras arrived."""
+        """Take in an image of one of the cameras."""
         with self._lock:
             self._cameras[image.channel].hear(image.arrived_s)
-            self._judged(image.stamp_ns, image.channel, lambda: self._take_image(image))
+            self._take_if_plausible(image.stamp_ns, image.channel, lambda: self._take_image(image))
             self._lock.notify()
 
     def add_sweep(self, stamp_ns: int) -> None:
-        """A sweep's header arrived."""
+        """Take in the stamp of a lidar sweep."""
         now_s = time.monotonic()
         with self._lock:
-            self._judged(stamp_ns, "sweep", lambda: self._sync.add_sweep(stamp_ns, now_s))
+            self._take_if_plausible(stamp_ns, "sweep", lambda: self._sync.add_sweep(stamp_ns, now_s))
             self._lock.notify()
 
     def add_pose(self, pose: TimedPose) -> None:
-        """Odometry arrived: the vehicle's pose."""
+        """Take in a pose of the vehicle from odometry."""
         with self._lock:
             if not pose.is_possible:
                 self._doubt_motion()
                 return
             self._motion_refused = ""
-            self._judged(pose.stamp_ns, "odometry", lambda: self._poses.add(pose))
+            self._take_if_plausible(pose.stamp_ns, "odometry", lambda: self._poses.add(pose))
             self._lock.notify()
 
     def refuse_motion(self, reason: str) -> None:
-        """Odometry arrived that cannot be used, for example of another frame."""
+        """Count odometry that cannot be used, for example of another frame."""
         with self._lock:
             self.counts["odometry refused"] += 1
             self._motion_refused = reason
 
     def add_camera_info(self, channel: str, info: CameraInfo) -> None:
-        """Camera info arrived."""
+        """Take in the calibration of a camera."""
         with self._lock:
             if self._cameras[channel].take_info(info):
                 self._place_cameras()
 
     def add_transform(self, parent: str, child: str, child_to_parent: Tensor) -> None:
-        """A static transform arrived."""
+        """Take in a static transform (4, 4) between two frames."""
         with self._lock:
             self._tree.add(parent, child, child_to_parent)
             self._place_cameras()
@@ -196,7 +196,7 @@ class Pipeline:
             self._forget("asked for")
 
     def change(self, settings: NodeSettings) -> None:
-        """Take other values of live parameters."""
+        """Use other values of the parameters that may change while the node runs."""
         with self._lock:
             self.settings = settings
 
@@ -212,16 +212,16 @@ class Pipeline:
         with self._lock:
             while True:
                 now_s = time.monotonic()
-                found = self._sync.poll(now_s, self._motion_known)
-                if found is not None:
-                    return found
+                images = self._sync.poll(now_s, self._motion_known)
+                if images is not None:
+                    return images
                 next_s = self._sync.wait_s(now_s)
                 left_s = end_s - now_s if next_s is None else min(end_s - now_s, max(next_s, 1e-3))
                 if left_s <= 0:
                     return None
                 self._lock.wait(left_s)
 
-    def process(self, images: ImageSet) -> Result:
+    def process(self, images: ImageSet) -> ImageSetResult:
         """Perceive one image set.
 
         Args:
@@ -246,11 +246,11 @@ class Pipeline:
             perception = self._perceive(images, pixels, motion, sequence)
             stages_ms |= perception.stages_ms
         note = "; ".join(notes)
-        self._conclude(images, pixels, masked, motion_note, note, perception)
-        return Result(images.stamp_ns, perception, masked, note, images.last_arrival_s, stages_ms)
+        self._record_outcome(images, pixels, masked, motion_note, note, perception)
+        return ImageSetResult(images.stamp_ns, perception, masked, note, images.last_arrival_s, stages_ms)
 
-    def finished(self, result: Result, stages_ms: Mapping[str, float]) -> None:
-        """A result was published.
+    def finished(self, result: ImageSetResult, stages_ms: Mapping[str, float]) -> None:
+        """Count a result that was published, with its latency.
 
         Args:
             result: from :meth:`process`.
@@ -266,7 +266,7 @@ class Pipeline:
             self._last_result_s = now_s
 
     def health(self) -> Health:
-        """The state of everything."""
+        """Report the state of cameras, ego motion and results."""
         now_s = time.monotonic()
         with self._lock:
             timeout_s = self.settings.camera_timeout_s
@@ -288,10 +288,10 @@ class Pipeline:
 
     # ------------------------------------------------------------------ inside, with the lock held
 
-    def _judged(self, stamp_ns: int, source: str, take: Callable[[], object]) -> None:
-        """Take a message in, unless its stamp is suspect; after a jump of the clock, begin anew."""
+    def _take_if_plausible(self, stamp_ns: int, source: str, take: Callable[[], object]) -> None:
+        """Take in a message unless its stamp is suspect; after a jump of the clock, start over."""
         offset_s = self._guard.offset_s(stamp_ns)
-        verdict = self._guard.judge(stamp_ns, source)
+        verdict = self._guard.classify(stamp_ns, source)
         if verdict is Verdict.GOOD:
             self._held.clear()
             take()
@@ -320,7 +320,7 @@ class Pipeline:
         self._sequence += 1
 
     def _doubt_motion(self) -> None:
-        """Odometry that cannot be: whatever makes the poses has failed, and may go on in another frame."""
+        """Count an impossible pose and forget the memory: localisation failed, and its frame may change."""
         self.counts[_IMPOSSIBLE] += 1
         if self._motion_refused != _IMPOSSIBLE:
             self._motion_refused = _IMPOSSIBLE
@@ -360,16 +360,16 @@ class Pipeline:
         """Poses of all cameras from the calibration file and TF, each checked against the other."""
         base, settings = self.settings.base_frame, self.settings
         for channel, camera in self._cameras.items():
-            filed = self._file.camera_to_base.get(channel)
-            frame = camera.frame_id or self._file.frame_ids.get(channel, "")
-            heard = self._tree.between(frame, base) if frame and settings.use_tf else None
-            camera.camera_to_base = filed if filed is not None else heard
+            from_file = self._extrinsics.camera_to_base.get(channel)
+            frame = camera.frame_id or self._extrinsics.frame_ids.get(channel, "")
+            from_tf = self._tree.between(frame, base) if frame and settings.use_tf else None
+            camera.camera_to_base = from_file if from_file is not None else from_tf
             camera.pose_problem = ""
-            if filed is None and heard is None:
+            if from_file is None and from_tf is None:
                 if frame:
                     camera.pose_problem = f"waiting for the transform from {frame} to {base}"
-            elif filed is not None and heard is not None:
-                metres, degrees = difference(filed, heard)
+            elif from_file is not None and from_tf is not None:
+                metres, degrees = difference(from_file, from_tf)
                 if metres > settings.tf_check_m or degrees > settings.tf_check_deg:
                     camera.pose_problem = (
                         f"TF and calibration file differ by {metres:.3f} m and {degrees:.2f} degrees; "
@@ -391,10 +391,10 @@ class Pipeline:
                 try:
                     pixels[channel] = self._usable_pixels(image, settings)
                     fault = ""
-                except ImageFault as found:
-                    fault = str(found)
+                except ImageFault as error:
+                    fault = str(error)
                 with self._lock:
-                    self._cameras[channel].judge(fault)
+                    self._cameras[channel].record_outcome(fault)
             if fault:
                 masked[channel] = fault
         return pixels, masked
@@ -409,10 +409,10 @@ class Pipeline:
         if frozen:
             raise ImageFault(f"frozen: the same image {settings.frozen_after} times in a row or more")
         width, height = model.size
-        found = decode(image, model.size, self._predictor.reduction(width, height))
-        if is_black(found, settings.black_level):
+        decoded = decode(image, model.size, self._predictor.reduction(width, height))
+        if is_black(decoded, settings.black_level):
             raise ImageFault(f"black: nothing in the image is brighter than {settings.black_level}")
-        return model.undistort(found)
+        return model.undistort(decoded)
 
     def _perceive(
         self,
@@ -423,11 +423,11 @@ class Pipeline:
     ) -> Perception:
         with self._lock:
             rig = self._rig(pixels)
-        found = self._predictor.step(pixels, rig, motion, images.stamp_ns * 1e-9, str(sequence))
-        if found.reset is not None:
+        perception = self._predictor.step(pixels, rig, motion, images.stamp_ns * 1e-9, str(sequence))
+        if perception.reset is not None:
             with self._lock:
-                self.resets[_class_of(found.reset)] += 1
-        return found
+                self.resets[_without_numbers(perception.reset)] += 1
+        return perception
 
     def _rig(self, pixels: Mapping[str, NDArray[np.uint8]]) -> RigCalibration:
         cameras = {}
@@ -440,11 +440,11 @@ class Pipeline:
                 width, height, camera.model.intrinsics, camera.camera_to_base
             )
         rig = RigCalibration(cameras)
-        if self._file.bev_to_base is not None:
-            rig = replace(rig, bev_to_ego=self._file.bev_to_base)
+        if self._extrinsics.bev_to_base is not None:
+            rig = replace(rig, bev_to_ego=self._extrinsics.bev_to_base)
         return rig
 
-    def _conclude(
+    def _record_outcome(
         self,
         images: ImageSet,
         pixels: Mapping[str, object],
@@ -478,6 +478,6 @@ def _sync_settings(settings: NodeSettings) -> SyncSettings:
     )
 
 
-def _class_of(reason: str) -> str:
+def _without_numbers(reason: str) -> str:
     """A reset's reason without its numbers, so that counting reasons stays bounded."""
     return " ".join(word for word in reason.split() if not any(c.isdigit() for c in word))

@@ -1,4 +1,4 @@
-"""Where the vehicle was at any instant, from the odometry of the last seconds."""
+"""Interpolate the vehicle's pose at any instant from the odometry of the last seconds."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TimedPose:
 
 @dataclass(frozen=True)
 class PoseLimits:
-    """How far poses are trusted beyond where they were measured.
+    """How far poses are interpolated and extrapolated, and how long they are kept.
 
     Args:
         keep_s: poses older than this against the newest are forgotten.
@@ -86,7 +86,7 @@ class PoseBuffer:
         self._stamps.clear()
 
     def add(self, pose: TimedPose) -> None:
-        """Take a pose in, wherever it belongs in time; one of the same stamp is replaced.
+        """Insert a pose at its place in time; it replaces one of the same stamp.
 
         Raises:
             ValueError: if it is impossible.
@@ -108,7 +108,7 @@ class PoseBuffer:
         return bool(self._stamps) and self._stamps[-1] >= stamp_ns
 
     def at(self, stamp_ns: int) -> Tensor | None:
-        """``ego_to_global`` at an instant.
+        """Interpolate ``ego_to_global`` at an instant.
 
         Positions are interpolated linearly and rotations by slerp; beyond the ends the motion of the two
         nearest poses goes on.

@@ -1,4 +1,4 @@
-"""Where the cameras sit on the vehicle: calibration files, and the poses that TF gives.
+"""Poses of the cameras on the vehicle, from calibration files and from TF.
 
 A calibration file is YAML::
 
@@ -33,8 +33,8 @@ from bevperception.streaming.poses import QUATERNION_TOLERANCE
 
 
 @dataclass(frozen=True)
-class Mounts:
-    """Poses of the cameras on the vehicle.
+class CameraExtrinsics:
+    """Poses of the cameras on the vehicle, as a calibration file holds them.
 
     Attributes:
         camera_to_base: (4, 4) float64 by channel.
@@ -68,7 +68,7 @@ def pose_from_xyzw(translation_m: list[float], rotation_xyzw: list[float]) -> Te
     return pose_matrix(translation, torch.tensor([w, x, y, z], dtype=torch.float64))
 
 
-def read_mounts(path: Path) -> Mounts:
+def read_extrinsics(path: Path) -> CameraExtrinsics:
     """Read a calibration file.
 
     Raises:
@@ -80,7 +80,7 @@ def read_mounts(path: Path) -> Mounts:
         raise ConfigError(f"calibration file {path} has no section 'cameras' with an entry for each camera")
     poses = {str(channel): _pose(path, f"cameras.{channel}", entry) for channel, entry in cameras.items()}
     bev = content.get("bev")
-    return Mounts(
+    return CameraExtrinsics(
         camera_to_base=poses,
         bev_to_base=None if bev is None else _pose(path, "bev", bev),
         frame_ids={str(c): str(e.get("frame_id", "")) for c, e in cameras.items()},
@@ -96,13 +96,13 @@ def _pose(path: Path, where: str, entry: Any) -> Tensor:
         ) from error
 
 
-def write_mounts(path: Path, content: Mapping[str, Any]) -> None:
+def write_extrinsics(path: Path, content: Mapping[str, Any]) -> None:
     """Write a calibration file; see the module for its content."""
     write_text(path, yaml.safe_dump(dict(content), sort_keys=False))
 
 
 def difference(one: Tensor, other: Tensor) -> tuple[float, float]:
-    """How far two poses (4, 4) of the same frames are apart: metres, and degrees of turning."""
+    """Distance in metres and angle in degrees between two poses (4, 4) of the same frames."""
     between = invert_rigid(one) @ other
     trace = float(between.diagonal()[:3].sum())
     # The arc cosine alone cannot see angles below 1e-6 degrees, which is fine here.
@@ -111,7 +111,7 @@ def difference(one: Tensor, other: Tensor) -> tuple[float, float]:
 
 
 class TransformTree:
-    """Static transforms between frames, by name; what of tf2 is needed here."""
+    """Static transforms between named frames: the part of tf2 that is needed here."""
 
     MAX_DEPTH = 100
 
@@ -119,7 +119,7 @@ class TransformTree:
         self._child_to_parent: dict[str, tuple[str, Tensor]] = {}
 
     def add(self, parent: str, child: str, child_to_parent: Tensor) -> None:
-        """Take an edge in; a newer one of the same child replaces it.
+        """Add the transform from a child frame to its parent; it replaces an older one of the same child.
 
         Args:
             parent, child: frame names; a leading slash is dropped.
@@ -139,14 +139,14 @@ class TransformTree:
         return None
 
     def _to_ancestors(self, frame: str) -> dict[str, Tensor]:
-        here = torch.eye(4, dtype=torch.float64)
-        found = {frame: here}
+        frame_to_ancestor = torch.eye(4, dtype=torch.float64)
+        ancestors = {frame: frame_to_ancestor}
         for _ in range(self.MAX_DEPTH):
             if frame not in self._child_to_parent:
                 break
-            frame, step = self._child_to_parent[frame]
-            if frame in found:
+            frame, child_to_parent = self._child_to_parent[frame]
+            if frame in ancestors:
                 break
-            here = step @ here
-            found[frame] = here
-        return found
+            frame_to_ancestor = child_to_parent @ frame_to_ancestor
+            ancestors[frame] = frame_to_ancestor
+        return ancestors

@@ -1,4 +1,4 @@
-"""Telling a single wrong stamp from a clock that jumped."""
+"""Tell a single wrong stamp from a jump of the clock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Verdict(Enum):
-    """What a stamp says about the clock behind it."""
+    """Whether a stamp fits the clock so far."""
 
     GOOD = "good"
     """Near the newest stamp."""
@@ -17,7 +17,7 @@ class Verdict(Enum):
 
 
 class StampGuard:
-    """Watches the stamps of all sources together.
+    """Classifies every message's stamp as good, suspect or the sign of a jump of the clock.
 
     One camera, or odometry, with a wrong clock is outvoted by the others; a bag that starts again, or a
     pause, takes all sources along.
@@ -40,8 +40,8 @@ class StampGuard:
         self._streak_ns = 0
         self._streak_sources: set[str] = set()
 
-    def judge(self, stamp_ns: int, source: str) -> Verdict:
-        """Take a stamp in.
+    def classify(self, stamp_ns: int, source: str) -> Verdict:
+        """Compare a new stamp with the newest good one of all sources.
 
         Args:
             stamp_ns: of a message.

@@ -1,4 +1,4 @@
-"""Rates and durations of the last while, in bounded memory."""
+"""Rates and percentiles of durations over recent events, in bounded memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Durations:
-    """The newest durations of something.
+    """Percentiles of the newest durations of one stage.
 
     Args:
         keep: so many are remembered.
@@ -18,11 +18,11 @@ class Durations:
         self._values_ms: deque[float] = deque(maxlen=keep)
 
     def add(self, value_ms: float) -> None:
-        """Take one in, milliseconds."""
+        """Add a duration in milliseconds."""
         self._values_ms.append(value_ms)
 
     def percentiles_ms(self) -> tuple[float, float] | None:
-        """Median and 95th percentile in milliseconds; None when there is nothing."""
+        """Median and 95th percentile in milliseconds; None before the first duration."""
         if not self._values_ms:
             return None
         p50, p95 = np.percentile(list(self._values_ms), (50, 95))
@@ -30,7 +30,7 @@ class Durations:
 
 
 class Rate:
-    """How often something happens.
+    """Events a second over a sliding window.
 
     Args:
         keep: so many events are remembered.
@@ -42,7 +42,7 @@ class Rate:
         self._window_s = window_s
 
     def add(self, now_s: float) -> None:
-        """It happened; monotonic clock."""
+        """Count an event; ``now_s`` is of a monotonic clock."""
         self._times_s.append(now_s)
 
     def hz(self, now_s: float) -> float:

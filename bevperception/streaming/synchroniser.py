@@ -1,4 +1,4 @@
-"""Putting the images of several cameras together to sets of one instant.
+"""Group the images of several cameras into sets of one instant.
 
 A trigger (a sweep's header, the anchor camera, or, where those are silent, the next camera that is not)
 opens a set; every camera adds the image whose stamp lies nearest to the set's, within a tolerance. The set
@@ -21,7 +21,7 @@ SWEEP = "sweep"
 
 @dataclass(frozen=True)
 class SyncSettings:
-    """How images are put together.
+    """Which images belong to one set, and how long a set waits for them.
 
     Args:
         anchor: camera whose images open sets.
@@ -44,11 +44,11 @@ class SyncSettings:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one instant.
+    """Images of several cameras that belong to one instant.
 
     Attributes:
         stamp_ns: the instant.
-        images: by channel; missing ones are not there.
+        images: by channel; cameras without an image have no entry.
         trigger: camera or :data:`SWEEP`.
         last_arrival_s: when the newest image arrived, monotonic clock.
     """
@@ -68,7 +68,7 @@ class _OpenSet:
 
 
 class Synchroniser:
-    """See the module. Not thread-safe; the pipeline holds a lock around it.
+    """Groups images into sets as the module describes. Not thread-safe: the pipeline holds a lock around it.
 
     Args:
         cameras: channels, in the order in which they stand in for a silent anchor.
@@ -101,10 +101,10 @@ class Synchroniser:
         self._begun_s: float | None = None
 
     def add_image(self, image: CameraImage) -> bool:
-        """Take an image in.
+        """Put an image into the open set, or keep it for the next one.
 
         Returns:
-            whether it was taken; otherwise it came out of order, too late or twice, and was counted.
+            whether it was kept; otherwise it came out of order, too late or twice, and was counted.
         """
         channel, now_s = image.channel, image.arrived_s
         if image.stamp_ns <= self._newest_ns.get(channel, image.stamp_ns - 1):
@@ -119,13 +119,13 @@ class Synchroniser:
         return taken
 
     def add_sweep(self, stamp_ns: int, arrived_s: float) -> None:
-        """Take the stamp of a sweep in."""
+        """Open a set at the stamp of a lidar sweep, if sweeps are the trigger now."""
         self._hear(SWEEP, arrived_s)
         if self._trigger(arrived_s) == SWEEP:
             self._begin(stamp_ns, SWEEP, arrived_s)
 
     def poll(self, now_s: float, motion_known: Callable[[int], bool]) -> ImageSet | None:
-        """The newest complete set, once.
+        """Return the newest complete set, once; None while there is none.
 
         Args:
             now_s: monotonic clock.
@@ -141,7 +141,7 @@ class Synchroniser:
         return closed
 
     def wait_s(self, now_s: float) -> float | None:
-        """How long until :meth:`poll` has something to do even if nothing arrives; None for never."""
+        """Seconds until :meth:`poll` should be called even if nothing arrives; None for never."""
         if self._closed is not None:
             return 0.0
         if self._open is None:

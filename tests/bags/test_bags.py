@@ -18,7 +18,7 @@ from bevperception.bags.scene import TRUTH_TOPIC, BagOptions, write_scene_bag
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError, DataError
 from bevperception.streaming.conversions import boxes_of_rows
-from bevperception.streaming.rig import read_mounts
+from bevperception.streaming.rig import read_extrinsics
 from tests.fixtures.tiny_nuscenes import IMAGE_SIZE, SCENES, camera_mount, ego_pose
 from tests.streaming.helpers import micro_config
 
@@ -70,7 +70,7 @@ def test_a_scene_is_in_the_bag(reader: NuScenesReader, tmp_path: Path, storage: 
                 np.testing.assert_allclose(boxes.values, wanted.values, atol=1e-4)
                 truths += 1
     assert (poses, images, truths) == (28, 4, 4)
-    mounts = read_mounts(path / "calibration.yaml")
+    mounts = read_extrinsics(path / "calibration.yaml")
     place, turn, _ = camera_mount("CAM_BACK_LEFT")
     np.testing.assert_allclose(mounts.camera_to_base["CAM_BACK_LEFT"][:3, 3], place)
     np.testing.assert_allclose(

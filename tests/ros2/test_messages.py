@@ -28,7 +28,7 @@ from bevperception.data.nuscenes import NuScenesReader
 from bevperception.geometry import invert_rigid, project_points, transform_boxes
 from bevperception.inference import StreamingPredictor
 from bevperception.streaming import conversions
-from bevperception.streaming.pipeline import Pipeline, Result
+from bevperception.streaming.pipeline import ImageSetResult, Pipeline
 from bevperception.streaming.settings import NodeSettings
 from bevperception.structures import BEVMemory, Boxes3D, CameraFrames, ModelOutputs
 from bevperception.taxonomy import CAMERA_NAMES, DETECTION_CLASSES
@@ -121,7 +121,7 @@ def front_image(compressed: bool) -> CompressedImage | Image:
     return over_the_wire(message)
 
 
-def see_the_car(compressed: bool = False) -> Result:
+def see_the_car(compressed: bool = False) -> ImageSetResult:
     """What a vehicle that drives along y at 10 m/s makes of one image."""
     _, pipeline = make_pipeline((160, 90))
     optical = Quaternion(matrix=np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]))

@@ -16,9 +16,9 @@ from bevperception.inference import StreamingPredictor
 from bevperception.models.bevformer import BEVFormer
 from bevperception.streaming.camera_model import CameraInfo
 from bevperception.streaming.images import CameraImage
-from bevperception.streaming.pipeline import Pipeline, Result
+from bevperception.streaming.pipeline import ImageSetResult, Pipeline
 from bevperception.streaming.poses import TimedPose
-from bevperception.streaming.rig import pose_from_xyzw, write_mounts
+from bevperception.streaming.rig import pose_from_xyzw, write_extrinsics
 from bevperception.streaming.settings import NodeSettings
 from tests.fixtures.tiny_nuscenes import VAL_SPLIT, VERSION
 
@@ -135,7 +135,7 @@ class Vehicle:
         content: dict[str, Any] = {"cameras": {c: place(c) for c in self.config.data.cameras}}
         if self.config.data.bev_frame == "lidar":
             content["bev"] = place("LIDAR_TOP")
-        write_mounts(path, content)
+        write_extrinsics(path, content)
 
     def send(
         self,
@@ -144,7 +144,7 @@ class Vehicle:
         shift_ns: int = 0,
         motion: bool = True,
         **change: Any,
-    ) -> Result | None:
+    ) -> ImageSetResult | None:
         """All messages of a frame in the order of their stamps, then what becomes of them."""
         if motion:
             for pose in frame.poses:

@@ -302,11 +302,13 @@ def test_file_and_tf_are_checked_against_each_other(vehicle: Vehicle, tmp_path: 
     moved = vehicle.pipeline._cameras["CAM_FRONT"].camera_to_base
     assert moved is not None
     moved = moved.clone()
-    vehicle.pipeline._file = replace(vehicle.pipeline._file, camera_to_base={"CAM_FRONT": moved + 0.0})
+    vehicle.pipeline._extrinsics = replace(
+        vehicle.pipeline._extrinsics, camera_to_base={"CAM_FRONT": moved + 0.0}
+    )
     vehicle.pipeline._place_cameras()
     assert vehicle.pipeline._cameras["CAM_FRONT"].pose_problem == ""
     moved[0, 3] += 0.2
-    vehicle.pipeline._file = replace(vehicle.pipeline._file, camera_to_base={"CAM_FRONT": moved})
+    vehicle.pipeline._extrinsics = replace(vehicle.pipeline._extrinsics, camera_to_base={"CAM_FRONT": moved})
     vehicle.pipeline._place_cameras()
     used = vehicle.pipeline._cameras["CAM_FRONT"].camera_to_base
     assert used is not None

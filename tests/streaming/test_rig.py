@@ -11,7 +11,13 @@ import torch
 from pyquaternion import Quaternion
 
 from bevperception.errors import ConfigError
-from bevperception.streaming.rig import TransformTree, difference, pose_from_xyzw, read_mounts, write_mounts
+from bevperception.streaming.rig import (
+    TransformTree,
+    difference,
+    pose_from_xyzw,
+    read_extrinsics,
+    write_extrinsics,
+)
 
 TURN = Quaternion(axis=[0.3, -0.5, 0.8], radians=1.1)
 POSE = {
@@ -28,8 +34,8 @@ def test_quaternions_are_in_the_order_of_ros() -> None:
 
 def test_a_file_reads_back(tmp_path: Path) -> None:
     path = tmp_path / "rig.yaml"
-    write_mounts(path, {"cameras": {"CAM_FRONT": {"frame_id": "front", **POSE}}, "bev": POSE})
-    found = read_mounts(path)
+    write_extrinsics(path, {"cameras": {"CAM_FRONT": {"frame_id": "front", **POSE}}, "bev": POSE})
+    found = read_extrinsics(path)
     assert found.frame_ids == {"CAM_FRONT": "front"}
     assert found.bev_to_base is not None
     torch.testing.assert_close(found.bev_to_base, found.camera_to_base["CAM_FRONT"])
@@ -52,12 +58,12 @@ def test_wrong_files_say_what_is_wrong(tmp_path: Path, text: str, message: str) 
     path = tmp_path / "rig.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        read_mounts(path)
+        read_extrinsics(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read calibration file .*nowhere"):
-        read_mounts(tmp_path / "nowhere")
+        read_extrinsics(tmp_path / "nowhere")
 
 
 def test_difference_is_metres_and_degrees() -> None:

@@ -163,10 +163,10 @@ class BevPerceptionNode(LifecycleNode):
     # ------------------------------------------------------------ parameters, services, diagnostics
 
     def _on_parameters(self, changes: list[Parameter]) -> SetParametersResult:
-        verdict, self.settings = parameters.judge(self.settings, changes, self._pipeline is not None)
-        if verdict.successful and self._pipeline is not None:
+        checked, self.settings = parameters.check_changes(self.settings, changes, self._pipeline is not None)
+        if checked.successful and self._pipeline is not None:
             self._pipeline.change(self.settings)
-        return verdict
+        return checked
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._pipeline is None:
@@ -186,12 +186,12 @@ class BevPerceptionNode(LifecycleNode):
         return response
 
     def _on_timer(self) -> None:
-        found = diagnostics.inactive(self.problem)
+        status = diagnostics.inactive(self.problem)
         if self._active and self._pipeline is not None:
             active_s = time.monotonic() - self._active_since_s
-            found = diagnostics.statuses(self._pipeline.health(), self.settings, self._enabled, active_s)
+            status = diagnostics.statuses(self._pipeline.health(), self.settings, self._enabled, active_s)
             if self._worker_problem:
                 level = diagnostics.Level.ERROR
-                found.append(diagnostics.Status("worker", level, self._worker_problem))
+                status.append(diagnostics.Status("worker", level, self._worker_problem))
         stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(messages.diagnostic_array(stamp, self.get_name(), found))
+        self._diagnostics.publish(messages.diagnostic_array(stamp, self.get_name(), status))

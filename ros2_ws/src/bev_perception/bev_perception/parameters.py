@@ -36,22 +36,22 @@ def read(node: Node) -> NodeSettings:
     return NodeSettings().changed({name: node.get_parameter(name).value for name in spec_by_name()}, False)
 
 
-def judge(
+def check_changes(
     current: NodeSettings, changes: list[Parameter], configured: bool
 ) -> tuple[SetParametersResult, NodeSettings]:
-    """Whether parameters may be set so; for ``add_on_set_parameters_callback``.
+    """Check changes of parameters, for ``add_on_set_parameters_callback``.
 
     Args:
         current: the values now.
-        changes: as rclpy hands them over; others than the node's own are let through.
+        changes: as rclpy hands them over; parameters that this package did not declare are let through.
         configured: whether only live parameters may change.
 
     Returns:
-        the verdict with its reason, and the values afterwards.
+        whether they are allowed, with the reason, and the values afterwards.
     """
-    own = {change.name: change.value for change in changes if change.name in spec_by_name()}
+    values = {change.name: change.value for change in changes if change.name in spec_by_name()}
     try:
-        return SetParametersResult(successful=True), current.changed(own, configured)
+        return SetParametersResult(successful=True), current.changed(values, configured)
     except ConfigError as error:
         return SetParametersResult(successful=False, reason=str(error)), current
 
