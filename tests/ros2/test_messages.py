@@ -252,8 +252,7 @@ def test_the_real_key_frames_projection_through_messages_equals_the_devkits(real
 def test_lines_without_points_are_not_sent() -> None:
     out = header(10**9, "base_link")
     assert [marker.action for marker in messages.markers(out, []).markers] == [Marker.DELETEALL]
-    standing = conversions.Detection(
-        "car", 0.5, (1.0, 2.0, 0.5), (0.0, 0.0, 0.0, 1.0), (4.0, 2.0, 1.5), (0.0, 0.0)
-    )
-    names = [marker.ns for marker in over_the_wire(messages.markers(out, [standing])).markers]
+    values = torch.tensor([[1.0, 2.0, 0.5, 4.0, 2.0, 1.5, 0.0, 0.0, 0.0]])
+    standing = conversions.detections(Boxes3D(values, torch.tensor([0]), torch.tensor([0.5])))
+    names = [marker.ns for marker in over_the_wire(messages.markers(out, standing)).markers]
     assert names == ["", "boxes", "labels", "headings"]

@@ -14,7 +14,9 @@ from bevperception.config_model import SegmentationConfig
 from bevperception.geometry import BEVGrid, invert_rigid, transform_boxes
 from bevperception.inference import Perception
 from bevperception.streaming import conversions
+from bevperception.streaming.picture import bev_picture
 from bevperception.streaming.rig import pose_from_xyzw
+from bevperception.streaming.settings import NodeSettings
 from bevperception.structures import Boxes3D
 from bevperception.taxonomy import DETECTION_CLASSES
 from bevperception.visualization.bev import (
@@ -60,11 +62,10 @@ def test_a_box_arrives_in_base_link(bev_to_ego: torch.Tensor) -> None:
     again = conversions.boxes_of_rows(rows)
     torch.testing.assert_close(again.values, BOX.float(), atol=1e-5, rtol=0)
     assert (again.labels.tolist(), again.scores.tolist()) == ([3], [0.75])  # type: ignore[union-attr]
-    (front, tip), moves = conversions.heading(found), conversions.arrow(found)
+    (front, tip), moves = found.heading, found.arrow
     np.testing.assert_allclose(front, BOX[0, :3], atol=1e-5)
     reach = 4.5 / 2 + 1
     np.testing.assert_allclose(tip[:2], [12 + reach * math.cos(0.7), -4 + reach * math.sin(0.7)], atol=1e-5)
-    assert moves is not None
     np.testing.assert_allclose(moves[1], [15.0, 0.0, 0.5], atol=1e-5)
 
 
@@ -75,7 +76,8 @@ def test_the_cell_of_the_box_is_occupied(bev_to_ego: torch.Tensor) -> None:
     grid = conversions.occupancy(seen.segmentation[1], HEAD.grid, bev_to_ego)
     assert (grid.width, grid.height, grid.resolution_m) == (80, 80, 0.5)
     # As a reader of nav_msgs/OccupancyGrid finds the cell: into the grid's own frame, divide, row-major.
-    x, y, yaw = grid.origin
+    (x, y, _), (_, _, qz, qw) = grid.position, grid.orientation
+    yaw = 2 * math.atan2(qz, qw)
     across = np.array([12.0 - x, -4.0 - y])
     own = np.array([[math.cos(yaw), math.sin(yaw)], [-math.sin(yaw), math.cos(yaw)]]) @ across
     column, row = (int(v // grid.resolution_m) for v in own)
@@ -103,20 +105,50 @@ def test_selection_by_score_and_class() -> None:
     assert len(conversions.boxes_of_rows(conversions.object_rows(none))) == 0
 
 
+def test_one_value_holds_everything_that_is_published() -> None:
+    some = perception(LIDAR)
+    boxes = replace(some.boxes, values=some.boxes.values.repeat(3, 1), labels=torch.tensor([0, 8, 0]))
+    some = replace(some, boxes=replace(boxes, scores=torch.tensor([0.9, 0.2, 0.05])))
+    settings = NodeSettings(score_threshold=0.1, marker_threshold=0.3, bev_image_size=64)
+    output = conversions.convert(some, HEAD, settings)
+    above = conversions.select(conversions.boxes_in_base(some), 0.1)
+    assert output.objects is not None
+    assert np.array_equal(output.objects, conversions.object_rows(above))
+    assert output.detections == conversions.detections(above)
+    assert output.markers == conversions.detections(above[:1])
+    assert list(output.grids) == ["drivable_area", "vehicle"]
+    assert output.picture is not None
+    assert np.array_equal(output.picture, bev_picture(some, above[:1], HEAD, 64))
+    assert conversions.convert(replace(some, segmentation=None), None, settings).grids == {}
+
+
+def test_what_nobody_wants_is_not_computed() -> None:
+    some, settings = perception(IDENTITY), NodeSettings()
+    nothing = conversions.Wanted(False, False, False, False, ())
+    assert conversions.convert(some, HEAD, settings, nothing) == conversions.Output()
+    for name in ("objects", "detections", "markers", "picture"):
+        output = conversions.convert(some, HEAD, settings, replace(nothing, **{name: True}))
+        assert [key for key, value in vars(output).items() if value is not None and key != "grids"] == [name]
+    one = conversions.convert(some, HEAD, settings, replace(nothing, grids=["vehicle"]))
+    assert list(one.grids) == ["vehicle"]
+    markers = conversions.convert(some, HEAD, settings, replace(nothing, markers=True)).markers
+    assert markers == conversions.convert(some, HEAD, settings).markers
+
+
 def test_standing_and_unknown_objects_have_no_arrow() -> None:
     for vx, vy in ((0.1, 0.1), (math.nan, 0.0), (math.inf, 0.0)):
         values = BOX.clone()
         values[0, 7], values[0, 8] = vx, vy
         (found,) = conversions.detections(Boxes3D(values, torch.tensor([0]), torch.tensor([1.0])))
-        assert conversions.arrow(found) == []
+        assert found.arrow == ()
 
 
 @pytest.mark.parametrize("bev_to_ego", [IDENTITY, LIDAR], ids=["ego", "lidar"])
 def test_the_picture_shows_the_box_ahead_up_and_left_left(bev_to_ego: torch.Tensor) -> None:
     seen = perception(bev_to_ego)
     boxes = conversions.boxes_in_base(seen)
-    with_box = conversions.bev_picture(seen, boxes, HEAD, 208).astype(int)
-    without = conversions.bev_picture(seen, boxes[:0], HEAD, 208).astype(int)
+    with_box = bev_picture(seen, boxes, HEAD, 208).astype(int)
+    without = bev_picture(seen, boxes[:0], HEAD, 208).astype(int)
     changed = np.argwhere(np.abs(with_box - without).sum(axis=2) > 30)
     row, column = changed.mean(axis=0)
     # 208 pixels over 104 m: 2 pixels a metre; x = 12 is up, y = -4 is right. The arrow pulls a little.
@@ -133,7 +165,7 @@ def test_the_picture_paints_the_ground_where_the_still_picture_does(bev_to_ego: 
     maps = torch.nn.functional.interpolate(coarse, size=(80, 80), mode="bilinear")[0]
     seen = replace(perception(bev_to_ego), segmentation=maps)
     none = conversions.boxes_in_base(seen)[:0]
-    quick = conversions.bev_picture(seen, none, HEAD, 416).astype(int)
+    quick = bev_picture(seen, none, HEAD, 416).astype(int)
     still = np.full((416, 416, 3), PANEL, dtype=np.uint8)
     view = BEVView(416, 416)
     draw_segmentation(still, view, SegmentationLayers(maps, HEAD.classes, HEAD.grid), bev_to_ego)

@@ -1,11 +1,12 @@
-"""ROS messages to plain values and back; no logic."""
+"""Copy ROS messages to plain values and plain values to ROS messages; no logic."""
 
 from __future__ import annotations
 
 import array
 import copy
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from bevperception.streaming import camera_model, conversions, diagnostics
 from bevperception.streaming.images import CameraImage
 from bevperception.streaming.poses import TimedPose
 from bevperception.streaming.rig import pose_from_xyzw
-from bevperception.taxonomy import DETECTION_CLASSES
 
 try:
     from vision_msgs.msg import Detection3D, Detection3DArray, ObjectHypothesisWithPose
@@ -111,18 +111,18 @@ def transform_matrix(message: Any) -> Tensor:
 # ---------------------------------------------------------------- out
 
 
-def detection_array(header: Header, found: Iterable[conversions.Detection]) -> Any:
+def detection_array(header: Header, boxes: Iterable[conversions.Detection]) -> Any:
     """vision_msgs/Detection3DArray; only where vision_msgs is installed."""
     message = Detection3DArray(header=header)
-    for index, one in enumerate(found):
-        pose = _pose(one)
+    for index, box in enumerate(boxes):
+        pose = _pose(box.position, box.orientation)
         hypothesis = ObjectHypothesisWithPose()
-        hypothesis.hypothesis.class_id = one.class_name
-        hypothesis.hypothesis.score = one.score
+        hypothesis.hypothesis.class_id = box.class_name
+        hypothesis.hypothesis.score = box.score
         hypothesis.pose.pose = pose
         entry = Detection3D(header=header, results=[hypothesis], id=str(index))
         entry.bbox.center = pose
-        entry.bbox.size = Vector3(x=one.size[0], y=one.size[1], z=one.size[2])
+        entry.bbox.size = Vector3(x=box.size[0], y=box.size[1], z=box.size[2])
         message.detections.append(entry)
     return message
 
@@ -149,32 +149,29 @@ def object_cloud(header: Header, rows: np.ndarray) -> PointCloud2:
     return message
 
 
-def markers(header: Header, found: Sequence[conversions.Detection]) -> MarkerArray:
+def markers(header: Header, boxes: Iterable[conversions.Detection]) -> MarkerArray:
     """Boxes, headings, velocities and labels; what was shown before is removed first.
 
     Few markers, for a marker costs more than its points; boxes and labels are copies of one of their kind,
     which is several times as fast as making each anew.
     """
     headings, velocities = _lines(header, "headings", 0.12), _lines(header, "velocities", 0.15)
-    some_box = Marker(header=header, ns="boxes", type=Marker.CUBE)
-    some_label = Marker(header=header, ns="labels", type=Marker.TEXT_VIEW_FACING)
-    some_label.scale.z = 0.8
-    some_label.color = ColorRGBA(r=1.0, g=1.0, b=1.0, a=0.9)
-    fills, inks = _colours(0.55), _colours(0.95)
+    box_template = Marker(header=header, ns="boxes", type=Marker.CUBE)
+    label_template = Marker(header=header, ns="labels", type=Marker.TEXT_VIEW_FACING)
+    label_template.scale.z = 0.8
+    label_template.color = ColorRGBA(r=1.0, g=1.0, b=1.0, a=0.9)
     message = MarkerArray(markers=[Marker(header=header, action=Marker.DELETEALL)])
-    for index, one in enumerate(found):
-        box, label = copy.copy(some_box), copy.copy(some_label)
+    for index, one in enumerate(boxes):
+        box, label = copy.copy(box_template), copy.copy(label_template)
         box.id = label.id = index
-        box.pose, box.color = _pose(one), fills[one.class_name]
+        box.pose, box.color = _pose(one.position, one.orientation), _colour(one.colour, 0.55)
         box.scale = Vector3(x=one.size[0], y=one.size[1], z=one.size[2])
-        x, y, z = one.position
-        above = Point(x=x, y=y, z=z + one.size[2] / 2 + 0.5)
-        label.pose = Pose(position=above, orientation=box.pose.orientation)
-        label.text = f"{one.class_name} {one.score:.2f}"
+        label.pose = Pose(position=_point(one.label_position), orientation=box.pose.orientation)
+        label.text = one.label
         message.markers += [box, label]
-        headings.points += [Point(x=x, y=y, z=z) for x, y, z in conversions.heading(one)]
-        headings.colors += [inks[one.class_name]] * 2
-        velocities.points += [Point(x=x, y=y, z=z) for x, y, z in conversions.arrow(one)]
+        headings.points += [_point(end) for end in one.heading]
+        headings.colors += [_colour(one.colour, 0.95)] * 2
+        velocities.points += [_point(end) for end in one.arrow]
     message.markers += [lines for lines in (headings, velocities) if lines.points]  # RViz refuses empty ones
     return message
 
@@ -185,9 +182,7 @@ def occupancy_grid(header: Header, grid: conversions.Grid) -> OccupancyGrid:
     message.info.map_load_time = header.stamp
     message.info.resolution = grid.resolution_m
     message.info.width, message.info.height = grid.width, grid.height
-    x, y, yaw = grid.origin
-    message.info.origin.position = Point(x=x, y=y, z=0.0)
-    message.info.origin.orientation = Quaternion(z=float(np.sin(yaw / 2)), w=float(np.cos(yaw / 2)))
+    message.info.origin = _pose(grid.position, grid.orientation)
     message.data = array.array("b", np.ascontiguousarray(grid.cells).tobytes())
     return message
 
@@ -200,17 +195,17 @@ def rgb_image(header: Header, pixels: np.ndarray) -> Image:
     return message
 
 
-def diagnostic_array(stamp: Time, node: str, found: Iterable[diagnostics.Status]) -> DiagnosticArray:
+def diagnostic_array(stamp: Time, node: str, statuses: Iterable[diagnostics.Status]) -> DiagnosticArray:
     """diagnostic_msgs/DiagnosticArray of status lines."""
     message = DiagnosticArray()
     message.header.stamp = stamp
-    for one in found:
-        values = [KeyValue(key=key, value=value) for key, value in one.values.items()]
+    for status in statuses:
+        values = [KeyValue(key=key, value=value) for key, value in status.values.items()]
         message.status.append(
             DiagnosticStatus(
-                level=bytes([one.level]),
-                name=f"{node}: {one.name}",
-                message=one.message,
+                level=bytes([status.level]),
+                name=f"{node}: {status.name}",
+                message=status.message,
                 hardware_id=node,
                 values=values,
             )
@@ -218,23 +213,25 @@ def diagnostic_array(stamp: Time, node: str, found: Iterable[diagnostics.Status]
     return message
 
 
-def _pose(one: conversions.Detection) -> Pose:
-    x, y, z = one.position
-    qx, qy, qz, qw = one.orientation
-    return Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))
+def _point(position: conversions.Point) -> Point:
+    x, y, z = position
+    return Point(x=x, y=y, z=z)
+
+
+def _pose(position: conversions.Point, orientation: tuple[float, float, float, float]) -> Pose:
+    x, y, z, w = orientation
+    return Pose(position=_point(position), orientation=Quaternion(x=x, y=y, z=z, w=w))
 
 
 def _lines(header: Header, name: str, width_m: float) -> Marker:
     marker = Marker(header=header, ns=name, type=Marker.LINE_LIST)
     marker.scale.x, marker.pose.orientation.w = width_m, 1.0
-    r, g, b = conversions.arrow_colour()
-    marker.color = ColorRGBA(r=r, g=g, b=b, a=0.95)
+    marker.color = _colour(conversions.ARROW_COLOUR, 0.95)
     return marker
 
 
-def _colours(opacity: float) -> dict[str, ColorRGBA]:
-    made = {}
-    for name in DETECTION_CLASSES:
-        r, g, b = conversions.colour(name)
-        made[name] = ColorRGBA(r=r, g=g, b=b, a=opacity)
-    return made
+@lru_cache(maxsize=64)
+def _colour(rgb: tuple[float, float, float], opacity: float) -> ColorRGBA:
+    """The same message for the same colour: nothing changes it."""
+    r, g, b = rgb
+    return ColorRGBA(r=r, g=g, b=b, a=opacity)

@@ -1,4 +1,4 @@
-"""Publishers: each result becomes the messages that somebody listens to."""
+"""Publish each perception on the topics that somebody listens to."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class Outputs:
 
     def warm_up(self, settings: NodeSettings) -> None:
         """Draw an empty picture, which is slow the first time."""
-        identity, empty = torch.eye(4, dtype=torch.float64), torch.zeros(0)
-        boxes = Boxes3D(torch.zeros(0, 9), torch.zeros(0, dtype=torch.int64), empty)
+        identity, no_scores = torch.eye(4, dtype=torch.float64), torch.zeros(0)
+        boxes = Boxes3D(torch.zeros(0, 9), torch.zeros(0, dtype=torch.int64), no_scores)
         maps = None
         if self._head is not None:
             maps = torch.zeros(len(self._head.classes), self._head.grid.rows, self._head.grid.columns)
         blank = Perception(0.0, boxes, maps, identity, identity, (), None, {})
-        conversions.bev_picture(blank, boxes, self._head, settings.bev_image_size)
+        conversions.convert(blank, self._head, settings)
 
     def destroy(self) -> None:
         """End all publishers."""
@@ -67,12 +67,12 @@ class Outputs:
                 self._node.destroy_publisher(publisher)
         self._grids.clear()
 
-    def publish(self, stamp_ns: int, seen: Perception, settings: NodeSettings) -> dict[str, float]:
-        """Publish a result.
+    def publish(self, stamp_ns: int, perception: Perception, settings: NodeSettings) -> dict[str, float]:
+        """Convert a perception and publish it where somebody listens.
 
         Args:
             stamp_ns: of the images.
-            seen: the result.
+            perception: of the pipeline.
             settings: threshold, classes and picture size.
 
         Returns:
@@ -80,38 +80,38 @@ class Outputs:
         """
         header = Header(stamp=messages.to_stamp(stamp_ns), frame_id=self._base_frame)
         begin_s = time.perf_counter()
-        ready = self._convert(header, seen, settings)
+        output = conversions.convert(perception, self._head, settings, self._wanted())
+        ready = self._messages(header, output)
         middle_s = time.perf_counter()
         for publisher, message in ready:
             publisher.publish(message)
         end_s = time.perf_counter()
         return {"convert": 1e3 * (middle_s - begin_s), "publish": 1e3 * (end_s - middle_s)}
 
-    def _convert(self, header: Header, seen: Perception, settings: NodeSettings) -> list[tuple[Any, Any]]:
-        """Publishers that have subscribers, with their messages."""
-        boxes = conversions.select(
-            conversions.boxes_in_base(seen), settings.score_threshold, settings.classes
+    def _wanted(self) -> conversions.Wanted:
+        return conversions.Wanted(
+            objects=_has_subscribers(self._objects),
+            detections=_has_subscribers(self._detections),
+            markers=_has_subscribers(self._markers),
+            picture=_has_subscribers(self._picture),
+            grids=[name for name, publisher in self._grids.items() if _has_subscribers(publisher)],
         )
+
+    def _messages(self, header: Header, output: conversions.Output) -> list[tuple[Any, Any]]:
+        """Publishers with their messages."""
         ready: list[tuple[Any, Any]] = []
-        if _heard(self._objects):
-            ready.append((self._objects, messages.object_cloud(header, conversions.object_rows(boxes))))
-        if _heard(self._detections):
-            found = conversions.detections(boxes)
-            ready.append((self._detections, messages.detection_array(header, found)))
-        shown = conversions.select(boxes, settings.marker_threshold)
-        if _heard(self._markers):
-            ready.append((self._markers, messages.markers(header, conversions.detections(shown))))
-        if seen.segmentation is not None and self._head is not None:
-            for index, (name, publisher) in enumerate(self._grids.items()):
-                assert name == self._head.classes[index]
-                if _heard(publisher):
-                    grid = conversions.occupancy(seen.segmentation[index], self._head.grid, seen.bev_to_ego)
-                    ready.append((publisher, messages.occupancy_grid(header, grid)))
-        if _heard(self._picture):
-            pixels = conversions.bev_picture(seen, shown, self._head, settings.bev_image_size)
-            ready.append((self._picture, messages.rgb_image(header, pixels)))
+        if output.objects is not None:
+            ready.append((self._objects, messages.object_cloud(header, output.objects)))
+        if output.detections is not None:
+            ready.append((self._detections, messages.detection_array(header, output.detections)))
+        if output.markers is not None:
+            ready.append((self._markers, messages.markers(header, output.markers)))
+        for name, grid in output.grids.items():
+            ready.append((self._grids[name], messages.occupancy_grid(header, grid)))
+        if output.picture is not None:
+            ready.append((self._picture, messages.rgb_image(header, output.picture)))
         return ready
 
 
-def _heard(publisher: Any) -> bool:
+def _has_subscribers(publisher: Any) -> bool:
     return publisher is not None and publisher.get_subscription_count() > 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from bevperception.bags.files import open_reader
 from bevperception.config import DataConfig
 from bevperception.config_model import SegmentationConfig
 from bevperception.errors import run_program
-from bevperception.inference import StreamingPredictor
+from bevperception.inference import Perception, StreamingPredictor
 from bevperception.streaming import conversions
 from bevperception.streaming.pipeline import Pipeline
 from bevperception.streaming.settings import NodeSettings
@@ -166,24 +167,24 @@ class Overhead:
         for name, value in stages.items():
             self.spent_ms[name].append(value)
 
-    def _conversions(self, header: Header, seen: Any) -> dict[str, Any]:
-        boxes = conversions.boxes_in_base(seen)
-        found = conversions.detections(boxes)
+    def _conversions(self, header: Header, perception: Perception) -> dict[str, Callable[[], list[Any]]]:
+        """What makes the messages of each kind alone."""
+
+        def convert(*kinds: str, grids: bool = False) -> conversions.Output:
+            chosen = {kind: kind in kinds for kind in ("objects", "detections", "markers", "picture")}
+            wanted = conversions.Wanted(**chosen, grids=None if grids else ())
+            return conversions.convert(perception, self.head, self.settings, wanted)
+
         made = {
-            "objects": lambda: [messages.object_cloud(header, conversions.object_rows(boxes))],
-            "markers": lambda: [messages.markers(header, conversions.detections(boxes))],
+            "objects": lambda: [messages.object_cloud(header, convert("objects").objects)],
+            "markers": lambda: [messages.markers(header, convert("markers").markers)],
             "occupancy grids": lambda: [
-                messages.occupancy_grid(header, conversions.occupancy(layer, self.head.grid, seen.bev_to_ego))
-                for layer in seen.segmentation
+                messages.occupancy_grid(header, grid) for grid in convert(grids=True).grids.values()
             ],
-            "BEV picture": lambda: [
-                messages.rgb_image(
-                    header, conversions.bev_picture(seen, boxes, self.head, self.settings.bev_image_size)
-                )
-            ],
+            "BEV picture": lambda: [messages.rgb_image(header, convert("picture").picture)],
         }
         if messages.Detection3DArray is not None:
-            made["detections"] = lambda: [messages.detection_array(header, found)]
+            made["detections"] = lambda: [messages.detection_array(header, convert("detections").detections)]
         return made
 
 
