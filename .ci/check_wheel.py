@@ -90,7 +90,8 @@ def use(programs: Path, place: Path) -> None:
         "--out=p.png",
         *WORLD,
     )
-    run("bevperception", "train", "--config", "bevformer_v2_world", "--help")
+    for config in ("bevformer_v2_world", "configs/world_micro.yaml"):
+        run("bevperception", "train", "--config", config, "--help")
     size = (place / "p.png").stat().st_size
     print(f"the wheel works: {boxes} boxes in {len(results)} samples, a picture of {size} bytes")
 

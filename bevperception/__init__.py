@@ -5,4 +5,4 @@ Start with :class:`bevperception.models.bevformer.BEVFormer` and
 :class:`bevperception.structures.CameraFrames`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

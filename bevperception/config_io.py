@@ -23,6 +23,8 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from bevperception.config import ExperimentConfig
+from bevperception.config_files import config_path, shipped_configs
+from bevperception.config_help import TRAINING_SETTINGS, ShowAll, short_help
 from bevperception.config_migration import replacement
 from bevperception.documents import MOST_YAML_BYTES, RefusedError, check_yaml_bounds, read_text, read_yaml
 from bevperception.errors import ConfigError
@@ -32,10 +34,6 @@ from bevperception.ranges import rules_text
 BASE_KEY = "base"
 COMMAND_LINE = "command line"
 MOST_PATH = 4096
-_COMMON = frozenset(("data.root", "data.version", "data.train_split", "data.val_split", "data.workers"))
-_COMMON |= {f"training.{name}" for name in ("steps", "batch_size", "learning_rate", "precision", "devices")}
-"""Settings that ``--help`` shows; ``--help-all`` shows all."""
-
 _kept = threading.local()
 
 ConfigFiles = str | Path | Sequence[str | Path]
@@ -61,7 +59,8 @@ def load_config(path: ConfigFiles | None, overrides: Mapping[str, object] | None
     """Read a configuration file, its base files and overrides.
 
     Args:
-        path: YAML file, or several, of which later ones win; None starts from the defaults.
+        path: YAML file or the name of a shipped one (``world_micro``), or several, of which later ones win;
+            None starts from the defaults.
         overrides: dotted key to value, for example ``{"training.steps": 200}``; these win.
 
     Raises:
@@ -89,27 +88,6 @@ def read_config_files(path: ConfigFiles) -> ConfigSource:
     for file in paths:
         _read_into(source, config_path(file), ())
     return source
-
-
-def shipped_configs() -> dict[str, Path]:
-    """The configurations that come with the package by name, such as ``backbones/internimage_s``."""
-    package = Path(__file__).resolve().parent
-    # In an installed package they lie inside; in a checkout beside it.
-    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None)
-    if folder is None:
-        return {}
-    files = sorted([*folder.glob("*.yaml"), *folder.glob("backbones/*.yaml")])
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
-
-
-def config_path(given: str | Path) -> Path:
-    """The file that a user names: a path, or the name of a shipped configuration.
-
-    Args:
-        given: such as ``configs/world_micro.yaml``, or ``world_micro``.
-    """
-    path = Path(given)
-    return path if path.suffix or path.is_file() else shipped_configs().get(path.as_posix(), path)
 
 
 def typed_config(source: ConfigSource) -> ExperimentConfig:
@@ -173,6 +151,7 @@ class ConfigParser(ArgumentParser):
         description: what the program does, for ``--help``.
         program: how messages and ``--help`` call it, for example ``bevperception train``.
         usage: its mandatory options, for ``--help``.
+        settings: dotted keys that ``--help`` shows; ``--help-all`` shows all.
     """
 
     def __init__(
@@ -180,6 +159,7 @@ class ConfigParser(ArgumentParser):
         description: str = "",
         program: str = "",
         usage: str = "--config FILE",
+        settings: Sequence[str] = TRAINING_SETTINGS,
     ) -> None:
         super().__init__(
             prog=program or None,
@@ -196,25 +176,19 @@ class ConfigParser(ArgumentParser):
             help="YAML files or names of shipped configurations, of which later ones win; 'base:' in one "
             "names files it builds on",
         )
-        self.add_argument("--help-all", action=_HelpAll, help="show all settings with their ranges and exit")
+        self.add_argument("--help-all", action=ShowAll, help="show all settings with their ranges and exit")
         self.add_class_arguments(ExperimentConfig, None)
         _tell_rules(self)
+        self.shows_all = False
+        self._shown_settings = settings
 
-    def format_help(self, formatter: Any = None) -> str:
-        """The program's own options and the settings that most people need."""
-        hidden = [action for action in self._actions if action.dest in (_KEYS | _SECTIONS) - _COMMON]
-        helps = [action.help for action in hidden]
-        for action in hidden:
-            action.help = argparse.SUPPRESS
-        try:
-            return _without_addresses(super().format_help(formatter))
-        finally:
-            for action, text in zip(hidden, helps, strict=True):
-                action.help = text
-
-    def format_full_help(self) -> str:
-        """The help with all settings."""
-        return _without_addresses(super().format_help())
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        """The short help, or after ``--help-all`` that with all settings."""
+        if self.shows_all:
+            return _without_addresses(super().format_help())
+        by_key = {action.dest: action for action in self._actions}
+        own = [a for a in self._actions if a.dest not in _KEYS | _SECTIONS]
+        return short_help(self, own, [by_key[key] for key in self._shown_settings])
 
     def parse_experiment(
         self,
@@ -313,18 +287,6 @@ def _without_addresses(text: str) -> str:
     return re.sub(r"\(type:\s+<function\s+\S+\s+at\s+\w+>,\s+", "(", text)
 
 
-class _HelpAll(argparse.Action):
-    """Prints the help with all settings."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{**options, "nargs": 0, "default": argparse.SUPPRESS})
-
-    def __call__(self, parser: Any, *_: object) -> None:
-        """Print it and leave."""
-        print(parser.format_full_help())
-        raise SystemExit(0)
-
-
 def _config_files(argv: Sequence[str]) -> list[str]:
     """The files behind ``--config``; argparse would also take options whose values hold blanks."""
     files: list[str] = []
@@ -350,7 +312,7 @@ def _read_into(source: ConfigSource, path: Path, parents: tuple[Path, ...]) -> N
     for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str) or "\0" in base:
             raise ConfigError(f"{path}: base must be a file name or a list of file names, got {base!r}")
-        _read_into(source, path.parent / base, (*parents, resolved))
+        _read_into(source, config_path(base, path.parent), (*parents, resolved))
     _merge(source, values, str(path))
 
 
@@ -461,7 +423,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     last = name.rsplit(".", 1)[-1].lstrip("-")
     found = [k for k in known if k.rsplit(".", 1)[-1].lstrip("-") == last][:1]
     found = found or difflib.get_close_matches(name, known, 1, 0.6)
-    return f" Did you mean {found[0]}?" if found else " See --help for all of them."
+    return f" Did you mean {found[0]}?" if found else " See --help-all for all of them."
 
 
 def _plain(value: Any) -> Any:

@@ -20,8 +20,11 @@ _WATCH_S: Final = 1.0
 _TIDY_UP_S: Final = 5.0
 """How long a program may take to end after an interrupt, and again after SIGTERM."""
 
-PROGRAM = (sys.executable, "-m", "bevperception")
-"""The command `bevperception` for a process of its own; the sub-command follows."""
+PROGRAM = (sys.executable, str(Path(__file__).resolve().parent / "__main__.py"))
+"""The command `bevperception` for a process of its own; the sub-command follows.
+
+It is of this copy of the package. Not ``-m bevperception``, which takes a copy in the working directory.
+"""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -37,7 +40,7 @@ def program_name(command: str) -> str:
         ``tools/x.py`` where that is what the user has started, ``bevperception x`` otherwise.
     """
     started = Path(sys.argv[0])
-    if started.name == f"{command}.py" and started.parent.name == "tools":
+    if started.name == f"{command}.py" and started.absolute().parent.name == "tools":
         return f"tools/{command}.py"
     return f"bevperception {command.replace('_', '-')}"
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import bevperception
 from bevperception.cli.main import COMMANDS, main
-from bevperception.config_io import config_path, load_config, shipped_configs
+from bevperception.config_files import config_path, shipped_configs
+from bevperception.config_io import load_config
 from bevperception.errors import ConfigError
-from bevperception.processes import program_name
+from bevperception.processes import PROGRAM, program_name
 
 ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_DOOR = {"doctor"}  # python -m bevperception.doctor
@@ -27,7 +31,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         code = int(left.code or 0)
     shown = capsys.readouterr().out
     assert code == 0
-    assert "usage:" in shown.lower()
+    assert shown.startswith(f"usage: bevperception {command} ")
     assert "<function" not in shown
     assert "tools/" not in shown
 
@@ -38,7 +42,7 @@ def test_every_tool_is_a_door_to_a_command() -> None:
     for name in doors:
         tree = ast.parse((ROOT / "tools" / f"{name}.py").read_text(encoding="utf-8"))
         modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        assert modules == {"bevperception.errors", f"bevperception.cli.{name}"}
+        assert modules == {"pathlib", "bevperception.errors", f"bevperception.cli.{name}"}
 
 
 def test_the_list_of_commands_imports_no_pytorch() -> None:
@@ -58,6 +62,50 @@ def test_a_command_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="there is no command"):
         main(["fly"])
     assert main([]) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("trian", r"there is no command 'trian'\. Did you mean train\?"),
+        ("x", r"there is no command 'x'\. There are: demo, "),
+        ("record-bag", r"record-bag needs ROS 2 and a checkout .*: run tools/record_bag\.py there"),
+    ],
+)
+def test_the_message_names_the_nearest_command(given: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        main([given])
+
+
+@pytest.mark.parametrize("name", ["make-world", "make_world"])
+def test_arguments_reach_the_command_and_sys_argv_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    module = importlib.import_module("bevperception.cli.make_world")
+    monkeypatch.setattr(module, "main", lambda argv: seen.append(argv))
+    monkeypatch.setattr(sys, "argv", ["/bin/bevperception", name, "--seed", "3", "out"])
+    assert main() == 0
+    assert seen == [["--seed", "3", "out"]]
+    assert sys.argv[1] == name, "Lightning starts its other processes with sys.argv"
+
+
+def test_a_program_of_its_own_is_of_this_copy_and_hides_no_modules(tmp_path: Path) -> None:
+    decoy = tmp_path / "bevperception"
+    decoy.mkdir()
+    for name in ("__init__", "__main__"):
+        (decoy / f"{name}.py").write_text("raise SystemExit('the wrong copy')")
+    for command in ([*PROGRAM, "--version"], [sys.executable, str(ROOT / "tools" / "train.py"), "--help"]):
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        first = done.stdout.splitlines()[0]
+        assert first.startswith((f"bevperception {bevperception.__version__}", "usage: tools/train.py"))
+    folder = str(ROOT / "bevperception")  # where Python looks first when it is given a file there
+    code = f"import runpy, sys; sys.argv = [{PROGRAM[1]!r}, '--version']; sys.path[0] = {folder!r}\n"
+    code += "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    code += f"except SystemExit: assert {folder!r} not in sys.path\n"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_programs_are_named_as_they_were_started(monkeypatch: pytest.MonkeyPatch) -> None:

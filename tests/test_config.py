@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bevperception.config import ExperimentConfig
+from bevperception.config_help import INFERENCE_SETTINGS, TRAINING_SETTINGS
 from bevperception.config_io import (
     ConfigParser,
     config_from_dict,
@@ -187,6 +188,12 @@ def test_help_documents_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--training.ema_decay" not in short
     assert "--model" not in short
     assert short.count("\n") < 60
+    text = " ".join(short.split())
+    for key in TRAINING_SETTINGS:
+        assert f"--{key} " in text
+    assert "--training.steps STEPS optimiser steps [1 to 1000000000] (default: 1000)" in text
+    assert "--help-all shows all" in text
+    assert "null" not in text
     with pytest.raises(SystemExit) as left:
         ConfigParser("Train.", "bevperception train").parse_experiment(["--help-all"])
     assert left.value.code == 0
@@ -194,6 +201,17 @@ def test_help_documents_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--training.ema_decay" in text
     assert "decay of the averaged weights that are evaluated and saved" in text
     assert text.count("(type:") >= 80
+
+
+@pytest.mark.parametrize("settings", [TRAINING_SETTINGS, INFERENCE_SETTINGS])
+def test_help_shows_at_most_ten_settings_and_the_defaults_of_the_file(
+    settings: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(set(settings)) == len(settings) <= 10
+    path = write(tmp_path, "a.yaml", "data: {root: /data/mine}\n")
+    with pytest.raises(SystemExit):
+        ConfigParser("Run.", "run", settings=settings).parse_experiment(["--config", str(path), "--help"])
+    assert "(default: /data/mine)" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

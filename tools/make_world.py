@@ -1,4 +1,9 @@
-"""The command `bevperception make-world` from a checkout."""
+"""The command `bevperception make-world` from a checkout, installed or not."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bevperception.errors import importing, run_program
 

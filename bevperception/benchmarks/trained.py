@@ -13,6 +13,7 @@ from torch import nn
 
 from bevperception.checkpoints.weights import config_inside, load_model, read_weights
 from bevperception.config import ExperimentConfig
+from bevperception.config_help import INFERENCE_SETTINGS
 from bevperception.config_io import ConfigParser
 from bevperception.errors import ConfigError
 from bevperception.evaluation.detection import DetectionSummary
@@ -41,7 +42,9 @@ def parse_trained(
         BevError: a setting or the weights do not suffice.
     """
     usage = "--weights PATH --out FOLDER" if writes else "--weights PATH"
-    parser = ConfigParser(description, f"{program_name('benchmark')} {subcommand}", usage=usage)
+    parser = ConfigParser(
+        description, f"{program_name('benchmark')} {subcommand}", usage=usage, settings=INFERENCE_SETTINGS
+    )
     parser.add_argument("--weights", type=str, required=True, metavar="PATH", help="weights")
     parser.add_argument("--split", type=str, metavar="NAME", help="split; default: data.val_split")
     if writes:

@@ -18,7 +18,7 @@ from bevperception.errors import BevError, DataError, importing
 
 with importing():
     from bevperception.files import output_folder, write_bytes
-    from bevperception.processes import PROGRAM, run_beside
+    from bevperception.processes import PROGRAM, program_name, run_beside
     from bevperception.ranges import Range, add_number
 
 KEYFRAME_CONFIG = "keyframe_micro"
@@ -35,7 +35,7 @@ WORLD_SPLIT, WORLD_SCENE = "world_val", "scene-9002"
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The program's options."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program_name("demo"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-root", default=os.environ.get("NUSCENES") or None, help="nuScenes folder")
     parser.add_argument("--version", help="tables to use; default: v1.0-mini if there, else v1.0-trainval")

@@ -8,6 +8,7 @@ from bevperception.errors import USAGE_EXIT_CODE, BevError, importing
 
 with importing():
     from bevperception.checkpoints.weights import config_inside, load_model, read_weights
+    from bevperception.config_help import INFERENCE_SETTINGS
     from bevperception.config_io import ConfigParser
     from bevperception.distributed import is_first_process
     from bevperception.files import output_folder
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         "inside the weights is used.",
         program_name("evaluate"),
         usage="--weights PATH --out FOLDER",
+        settings=INFERENCE_SETTINGS,
     )
     parser.add_argument(
         "--weights", type=str, required=True, metavar="PATH", help="weights, run folder or .ckpt"

@@ -10,13 +10,15 @@ from bevperception.errors import importing
 
 with importing():
     from bevperception.files import check_output_file, output_folder
+    from bevperception.processes import program_name
     from bevperception.ranges import Range, add_number
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The program's options."""
     parser = argparse.ArgumentParser(
-        description="Evaluate a recording of the node's outputs against the scenes that were played."
+        prog=program_name("evaluate_bag"),
+        description="Evaluate a recording of the node's outputs against the scenes that were played.",
     )
     parser.add_argument("--bag", required=True, help="recording of the node's output topics")
     parser.add_argument("--weights", required=True, help="that the node ran")

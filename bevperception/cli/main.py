@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
+import bevperception
 from bevperception.errors import ConfigError, importing, run_program
 
 COMMANDS = {
@@ -22,6 +24,8 @@ COMMANDS = {
     "evaluate-bag": ("bevperception.cli.evaluate_bag", "evaluate what the ROS 2 node published"),
 }
 """Name: a module with ``main(arguments)``, and what it does."""
+ROS_TOOLS = ("record-bag", "replay-bag", "ros-demo", "ros-soak")
+"""Programs of tools/ that need ROS 2 and a checkout."""
 
 
 def usage() -> str:
@@ -48,13 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage())
         return 0 if arguments else 2
     if arguments[0] in ("-V", "--version"):
-        from importlib.metadata import version
-
-        print(f"bevperception {version('bevperception')}")
+        print(f"bevperception {bevperception.__version__}")
         return 0
     name = arguments[0].replace("_", "-")
     if name not in COMMANDS:
-        raise ConfigError(f"there is no command {arguments[0]!r}\n{usage()}")
+        raise ConfigError(_unknown(arguments[0], name))
     with importing():
         module = importlib.import_module(COMMANDS[name][0])
     return module.main(arguments[1:]) or 0
@@ -63,3 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def entry_point() -> None:
     """The console script."""
     run_program(main)
+
+
+def _unknown(given: str, name: str) -> str:
+    """The message for a command that is not there."""
+    if name in ROS_TOOLS:
+        tool = f"tools/{name.replace('-', '_')}.py"
+        return f"{given} needs ROS 2 and a checkout of the project: run {tool} there"
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(COMMANDS)}"
+    return f"there is no command {given!r}. {hint}"

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from bevperception.errors import importing
 
+with importing():
+    from bevperception.processes import program_name
+
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The program's options."""
     parser = argparse.ArgumentParser(
-        description="Write a scene as a rosbag2: images, calibration, TF, odometry and ground truth."
+        prog=program_name("nuscenes_to_bag"),
+        description="Write a scene as a rosbag2: images, calibration, TF, odometry and ground truth.",
     )
     parser.add_argument("--data-root", required=True, help="folder with samples/ and the version's tables")
     parser.add_argument("--version", required=True, help="for example v1.0-mini")

@@ -8,6 +8,7 @@ from bevperception.errors import importing
 
 with importing():
     from bevperception.checkpoints.weights import config_inside, load_model, read_weights
+    from bevperception.config_help import INFERENCE_SETTINGS
     from bevperception.config_io import ConfigParser
     from bevperception.files import output_folder
     from bevperception.processes import program_name
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         "weights is used.",
         program_name("predict"),
         usage="--weights PATH --out FOLDER",
+        settings=INFERENCE_SETTINGS,
     )
     parser.add_argument(
         "--weights", type=str, required=True, metavar="PATH", help="weights, run folder or .ckpt"

@@ -9,6 +9,7 @@ from pathlib import Path
 from bevperception.errors import ConfigError, importing
 
 with importing():
+    from bevperception.config_files import config_path
     from bevperception.files import output_folder
     from bevperception.processes import program_name
     from bevperception.ranges import Range, add_number
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "A complete run is left alone and one that was cut off goes on, so the same command may be repeated.",
         epilog="further options go to every run, for example: --data.root=/data/world --data.workers=4",
     )
-    parser.add_argument("plan", type=Path, help="YAML file, as in configs/plans/")
+    parser.add_argument("plan", type=Path, help="YAML file, or the name of a shipped one: plans/world")
     parser.add_argument("--out", type=Path, required=True, help="a folder a run, and table.md")
     add_number(parser, "--jobs", int, Range(1, 1024), default=1, help="runs side by side (1)")
     parser.add_argument("--only", metavar="NAME,...", help="these runs alone")
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with importing():  # after mistakes have been said, as it takes long
         from bevperception.training.plan import RECORD_FOLDER, TABLE_NAME, read_plan, run_plan
 
-    runs = read_plan(options.plan)
+    runs = read_plan(config_path(options.plan))
     if options.only:
         wanted = options.only.split(",")
         unknown = [name for name in wanted if name not in [run.name for run in runs]]

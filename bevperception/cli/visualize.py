@@ -18,6 +18,7 @@ with importing():
 
     from bevperception.checkpoints.weights import config_inside, load_model, read_weights
     from bevperception.config import ExperimentConfig
+    from bevperception.config_help import INFERENCE_SETTINGS
     from bevperception.config_io import ConfigParser, ConfigSource
     from bevperception.data.dataset import build_dataset
     from bevperception.data.nuscenes import NuScenesReader
@@ -53,7 +54,7 @@ class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 def build_parser() -> ConfigParser:
     """The program's options, over those of the configuration."""
     usage = "(--sample TOKEN | --scene NAME)"
-    parser = ConfigParser(__doc__ or "", program_name("visualize"), usage=usage)
+    parser = ConfigParser(__doc__ or "", program_name("visualize"), usage=usage, settings=INFERENCE_SETTINGS)
     parser.formatter_class = _Help
     parser.epilog = EXAMPLES
     parser.add_argument("--sample", metavar="TOKEN", help="a picture: sample token, or position in --split")

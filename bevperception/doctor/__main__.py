@@ -59,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             backend.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m bevperception.doctor",
+        prog="bevperception doctor",
         description="Says what is installed, which operators run, and whether a data root can be used.",
-        epilog="example: python -m bevperception.doctor /data/nuscenes --version v1.0-mini",
+        epilog="example: bevperception doctor /data/nuscenes --version v1.0-mini",
     )
     parser.add_argument("dataroot", nargs="?", type=Path, help="folder with samples/, maps/ and v1.0-.../")
     parser.add_argument("--version", help="default: v1.0-trainval if it is there, else the first one found")
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return 0 if report_device() else USAGE_EXIT_CODE
     if options.dataroot is None:
-        print("Give a data root to have it checked: python -m bevperception.doctor /data/nuscenes")
+        print("Give a data root to have it checked: bevperception doctor /data/nuscenes")
         return 0
     return _report_data_root(options.dataroot.expanduser(), options.version, options.cameras)
 

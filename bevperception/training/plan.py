@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bevperception.checkpoints.weights import CARD_NAME, WEIGHTS_NAME
+from bevperception.config_files import config_path
 from bevperception.config_io import read_config_files
 from bevperception.documents import read_json, read_yaml
 from bevperception.errors import BevError, ConfigError, DataError
@@ -106,7 +107,7 @@ def _read_run(name: str, given: Any, common: dict[str, object], path: Path, befo
         raise ConfigError(f"{rule}: options must map options to values, and parts be a list")
     if start is not None and start not in before:
         raise ConfigError(f"{rule} starts from {start!r}, which does not stand before it")
-    config = (path.parent / given["config"]).resolve()
+    config = config_path(given["config"], path.parent).resolve()
     return Run(name, config, {**common, **options}, start, tuple(map(str, parts)))
 
 

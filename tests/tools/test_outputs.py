@@ -234,12 +234,14 @@ runpy.run_path(path, run_name="__main__")
         ("tools/make_world.py", "numpy"),
         ("tools/benchmark.py", "torch"),
         ("bevperception/doctor/__main__.py", "bevperception.doctor.environment"),
+        ("bevperception/__main__.py train", "jsonargparse"),
     ],
 )
 def test_an_interrupt_of_an_import_is_one_word(program: str, module: str) -> None:
     arguments = ["ops", "--help"] if "benchmark" in program else ["--help"]
+    program, *command = program.split()
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, module, str(REPOSITORY / program), *arguments],
+        [sys.executable, "-c", INTERRUPTED, module, str(REPOSITORY / program), *command, *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
