@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from nav_msgs.msg import Odometry
 from rclpy.lifecycle import LifecycleNode
@@ -37,7 +38,7 @@ class Inputs:
         self, node: LifecycleNode, pipeline: Pipeline, settings: NodeSettings, awake: Callable[[], bool]
     ) -> None:
         self._node, self._pipeline, self._settings, self._awake = node, pipeline, settings, awake
-        self._subscriptions = []
+        self._subscriptions: list[Any] = []
         for channel in pipeline.channels:
             self._subscribe_camera(channel)
         self._subscribe_motion()

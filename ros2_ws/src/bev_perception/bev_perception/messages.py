@@ -14,6 +14,7 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import Point, Pose, Quaternion, Vector3
 from nav_msgs.msg import OccupancyGrid, Odometry
+from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import ColorRGBA, Header
 from torch import Tensor
@@ -127,7 +128,7 @@ def detection_array(header: Header, boxes: Iterable[conversions.Detection]) -> A
     return message
 
 
-def object_cloud(header: Header, rows: np.ndarray) -> PointCloud2:
+def object_cloud(header: Header, rows: NDArray[np.float32]) -> PointCloud2:
     """sensor_msgs/PointCloud2 with a point for each row (n, 11) of ``conversions.OBJECT_FIELDS``."""
     names = conversions.OBJECT_FIELDS
     fields = [
@@ -187,7 +188,7 @@ def occupancy_grid(header: Header, grid: conversions.Grid) -> OccupancyGrid:
     return message
 
 
-def rgb_image(header: Header, pixels: np.ndarray) -> Image:
+def rgb_image(header: Header, pixels: NDArray[np.uint8]) -> Image:
     """sensor_msgs/Image of (height, width, 3) RGB."""
     height, width = pixels.shape[:2]
     message = Image(header=header, height=height, width=width, encoding="rgb8", step=3 * width)

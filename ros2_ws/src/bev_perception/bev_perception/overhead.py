@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -35,6 +35,8 @@ from bevperception.streaming import conversions
 from bevperception.streaming.pipeline import Pipeline
 from bevperception.streaming.settings import NodeSettings
 from bevperception.structures import BEVMemory, Boxes3D, CameraFrames, ModelOutputs
+
+_T = TypeVar("_T")
 
 _KINDS = {
     "sensor_msgs/msg/CompressedImage": CompressedImage,
@@ -176,16 +178,24 @@ class Overhead:
             return conversions.convert(perception, self.head, self.settings, wanted)
 
         made = {
-            "objects": lambda: [messages.object_cloud(header, convert("objects").objects)],
-            "markers": lambda: [messages.markers(header, convert("markers").markers)],
+            "objects": lambda: [messages.object_cloud(header, _converted(convert("objects").objects))],
+            "markers": lambda: [messages.markers(header, _converted(convert("markers").markers))],
             "occupancy grids": lambda: [
                 messages.occupancy_grid(header, grid) for grid in convert(grids=True).grids.values()
             ],
-            "BEV picture": lambda: [messages.rgb_image(header, convert("picture").picture)],
+            "BEV picture": lambda: [messages.rgb_image(header, _converted(convert("picture").picture))],
         }
         if messages.Detection3DArray is not None:
-            made["detections"] = lambda: [messages.detection_array(header, convert("detections").detections)]
+            made["detections"] = lambda: [
+                messages.detection_array(header, _converted(convert("detections").detections))
+            ]
         return made
+
+
+def _converted(value: _T | None) -> _T:
+    """A value that was wanted, so that it is there."""
+    assert value is not None
+    return value
 
 
 def main() -> int | None:
