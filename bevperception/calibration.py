@@ -1,11 +1,12 @@
-"""Calibration of a vehicle's cameras, and its ego motion, checked when they are made.
+"""A vehicle's camera calibration, poses and ego motion.
 
-Matrices may be tensors, NumPy arrays or nested lists of any real type; they are kept as float64 copies. Rigid
-transforms may be given as (3, 4), without their last row (0, 0, 0, 1).
+Calibration is checked when it is made. Matrices may be tensors, NumPy arrays or nested lists of real numbers,
+and are kept as float64 copies. Rigid transforms may be given as (3, 4), without their last row (0, 0, 0, 1).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -16,10 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bevperception.geometry import rigid_problem
+from bevperception.geometry import MAX_COORDINATE_M, pose_matrix, rigid_problem
 
 MatrixLike = Tensor | NDArray[Any] | Sequence[Sequence[float]]
 
+QUATERNION_TOLERANCE = 1e-2
+"""How far the length of a rotation's quaternion may be from 1 (tf2's own tolerance)."""
 MAX_EXPOSURE_SHIFT_M = 80.0
 """Farthest that a vehicle can be at a camera's exposure from where it was at the frame's instant, metres."""
 
@@ -137,6 +140,35 @@ class EgoMotion:
             if shift_m > MAX_EXPOSURE_SHIFT_M:
                 return f"the exposure of {channel} lies {shift_m:.4g} m away from the frame"
         return ""
+
+
+@dataclass(frozen=True)
+class TimedPose:
+    """The vehicle's pose at one instant.
+
+    Attributes:
+        stamp_ns: the instant.
+        translation_m: (x, y, z) of the ego frame (base_link) in a frame that stands still: odometry's.
+        quaternion_wxyz: ego frame to that frame.
+    """
+
+    stamp_ns: int
+    translation_m: tuple[float, float, float]
+    quaternion_wxyz: tuple[float, float, float, float]
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether it is a pose at all: finite, on Earth, and turned by a quaternion of about unit length."""
+        values = (*self.translation_m, *self.quaternion_wxyz)
+        if not all(map(math.isfinite, values)):
+            return False
+        on_earth = all(abs(value) <= MAX_COORDINATE_M for value in self.translation_m)
+        return on_earth and abs(math.hypot(*self.quaternion_wxyz) - 1.0) <= QUATERNION_TOLERANCE
+
+    def matrix(self) -> Tensor:
+        """(4, 4) float64 ``ego_to_global``."""
+        translation = torch.tensor(self.translation_m, dtype=torch.float64)
+        return pose_matrix(translation, torch.tensor(self.quaternion_wxyz, dtype=torch.float64))
 
 
 def _set(instance: object, **values: object) -> None:

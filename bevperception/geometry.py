@@ -235,13 +235,17 @@ def yaw_of(a_to_b: Tensor) -> Tensor:
     return torch.atan2(a_to_b[..., 1, 0], a_to_b[..., 0, 0])
 
 
-def wrap_angle(angle_rad: Tensor) -> Tensor:
-    """The same angles in [-pi, pi).
+def quaternion_of_yaw(yaw_rad: Tensor) -> Tensor:
+    """Quaternions of turns about z.
 
     Args:
-        angle_rad: (...) radians.
+        yaw_rad: (n,) radians, counter-clockwise.
+
+    Returns:
+        (n, 4) w, x, y, z.
     """
-    return torch.remainder(angle_rad + math.pi, 2 * math.pi) - math.pi
+    zero = torch.zeros_like(yaw_rad)
+    return torch.stack(((yaw_rad / 2).cos(), zero, zero, (yaw_rad / 2).sin()), dim=-1)
 
 
 def transform_points(points: Tensor, a_to_b: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ class DetectionOutputs(_Movable):
     Attributes:
         class_logits: (layers, B, queries, classes), the classes ordered as ``taxonomy.DETECTION_CLASSES``
             whatever the head's own order.
-        box_codes: (layers, B, queries, 10) in the code of ``heads.detection.BoxCodec``.
+        box_codes: (layers, B, queries, 10) in the code of ``models.heads.box_code.BoxCodec``.
         groups: groups of equally many queries, each of which predicts all objects.
         valid: (B, queries) bool, False for padding; None where all queries count.
     """

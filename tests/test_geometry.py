@@ -26,9 +26,9 @@ from bevperception.geometry import (
     rotation_from_quaternion,
     transform_boxes,
     transform_points,
-    wrap_angle,
     yaw_of,
 )
+from tests.angles import wrap_angle
 
 metres = st.floats(-1e3, 1e3)
 angle = st.floats(-10.0, 10.0)
@@ -96,14 +96,6 @@ def test_yaw_is_the_devkits(q: tuple[float, ...]) -> None:
         return
     difference = yaw_of(rotation).item() - quaternion_yaw(Quaternion(*q))
     assert math.remainder(difference, 2 * math.pi) == pytest.approx(0, abs=1e-7)
-
-
-@given(st.floats(-100.0, 100.0))
-def test_wrapped_angle_is_in_range_and_the_same_direction(value: float) -> None:
-    wrapped = wrap_angle(double(value)).item()
-    assert -math.pi <= wrapped < math.pi
-    assert math.cos(wrapped) == pytest.approx(math.cos(value), abs=1e-9)
-    assert math.sin(wrapped) == pytest.approx(math.sin(value), abs=1e-9)
 
 
 def test_points_are_transformed_one_by_one_and_in_batches() -> None:

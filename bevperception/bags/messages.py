@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pyquaternion import Quaternion
-from torch import Tensor
 
 from bevperception.bags.files import typestore
 from bevperception.streaming.conversions import OBJECT_FIELDS
@@ -137,9 +136,3 @@ def object_rows_of(message: Any) -> NDArray[np.float32]:
 def stamp_ns_of(header: Any) -> int:
     """Nanoseconds of a header's stamp."""
     return int(header.stamp.sec) * 10**9 + int(header.stamp.nanosec)
-
-
-def matrix_parts(a_to_b: Tensor) -> tuple[NDArray[np.float64], Quaternion]:
-    """Translation and rotation of a rigid transform (4, 4)."""
-    matrix = a_to_b.double().numpy()
-    return matrix[:3, 3], Quaternion(matrix=matrix[:3, :3], rtol=1e-5, atol=1e-6)

@@ -72,10 +72,6 @@ class Playback:
         self._begin_ns = begin_ns
         self.length_s = _loop_length_s(self._messages, begin_ns)
 
-    def stamps_of(self, topic: str) -> list[int]:
-        """Times (nanoseconds) of a topic's messages in one loop."""
-        return [t for t, name, _, _ in self._messages if name == topic]
-
     def clock_ns(self, time_s: float) -> int:
         """What /clock says at a time since the beginning."""
         if not self.options.continuous:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from nuscenes.can_bus.can_bus_api import NuScenesCanBus
 from pyquaternion import Quaternion
 from torch import Tensor
 
+from bevperception.calibration import TimedPose
 from bevperception.can_bus import CAN_BUS_SIZE
 from bevperception.data.nuscenes import REFERENCE_SENSOR, NuScenesReader
 from bevperception.errors import DataError, SampleError
@@ -39,21 +39,6 @@ _DAMAGE = (
 """Errors that the devkit and NumPy raise for JSON that is not a list of messages."""
 
 _Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class TimedPose:
-    """An ego pose.
-
-    Attributes:
-        time_s: when.
-        position: (3,) metres, global frame.
-        rotation: ego to global.
-    """
-
-    time_s: float
-    position: _Array
-    rotation: Quaternion
 
 
 class CanBusReader:
@@ -160,9 +145,7 @@ class CanBusReader:
 
     def _timed_pose(self, data: dict[str, Any]) -> TimedPose:
         pose = self._reader.nusc.get("ego_pose", data["ego_pose_token"])
-        return TimedPose(
-            data["timestamp"] * 1e-6, np.array(pose["translation"]), Quaternion(pose["rotation"])
-        )
+        return TimedPose(data["timestamp"] * 1000, tuple(pose["translation"]), tuple(pose["rotation"]))
 
 
 def _message_row(message: dict[str, Any]) -> list[float]:
@@ -193,7 +176,7 @@ def ego_motion(
         (3,) m/s2 with gravity, (3,) rad/s, (3,) m/s, all in the ego frame; zero (and gravity alone)
         where the neighbours do not tell.
     """
-    turn = here.rotation.rotation_matrix
+    ego_to_global = Quaternion(here.quaternion_wxyz).rotation_matrix
     velocity, acceleration, rate = np.zeros(3), np.zeros(3), np.zeros(3)
     slopes = [_slope(a, b) for a, b in ((before, here), (here, after)) if a is not None and b is not None]
     if len(slopes) == 2:
@@ -203,16 +186,21 @@ def ego_motion(
     elif slopes:
         velocity = slopes[0][0]
     first, last = before or here, after or here
-    if last.time_s > first.time_s:
-        relative = first.rotation.inverse * last.rotation
-        rate = relative.axis * relative.radians / (last.time_s - first.time_s)
+    span_s = _seconds(last) - _seconds(first)
+    if span_s > 0:
+        relative = Quaternion(first.quaternion_wxyz).inverse * Quaternion(last.quaternion_wxyz)
+        rate = relative.axis * relative.radians / span_s
     up = np.array([0.0, 0.0, GRAVITY_M_S2])
-    return turn.T @ (acceleration + up), rate, turn.T @ velocity
+    return ego_to_global.T @ (acceleration + up), rate, ego_to_global.T @ velocity
 
 
 def _slope(a: TimedPose, b: TimedPose) -> tuple[_Array, float]:
-    span_s = b.time_s - a.time_s
-    return (b.position - a.position) / span_s, span_s
+    span_s = _seconds(b) - _seconds(a)
+    return (np.array(b.translation_m) - np.array(a.translation_m)) / span_s, span_s
+
+
+def _seconds(pose: TimedPose) -> float:
+    return pose.stamp_ns // 1000 * 1e-6  # exact to the microsecond, as nuScenes counts
 
 
 def with_ego_pose(

@@ -10,14 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from bevperception.data.conventions import devkit_size, yaw_quaternion
 from bevperception.documents import read_json
 from bevperception.errors import DataError
 from bevperception.files import write_json
-from bevperception.geometry import transform_boxes
+from bevperception.geometry import quaternion_of_yaw, transform_boxes
 from bevperception.structures import Boxes3D
 from bevperception.taxonomy import DEFAULT_ATTRIBUTES, DETECTION_CLASSES
 
@@ -36,6 +34,11 @@ SUBMISSION_META = {
 }
 
 SubmissionBox = dict[str, Any]
+
+
+def devkit_size(boxes: Tensor) -> Tensor:
+    """Sizes (n, 3) in nuScenes' order, width, length, height, of box rows (n, 9)."""
+    return boxes[:, [4, 3, 5]]
 
 
 def submission_boxes(boxes: Boxes3D, bev_to_global: Tensor, sample_token: str) -> list[SubmissionBox]:
@@ -63,7 +66,7 @@ def submission_boxes(boxes: Boxes3D, bev_to_global: Tensor, sample_token: str) -
             f"sample {sample_token}: a predicted box is not finite or has no volume\n"
             f"the checkpoint is probably damaged; evaluate an earlier one"
         )
-    sizes, turns = devkit_size(placed).tolist(), yaw_quaternion(placed[:, 6]).tolist()
+    sizes, turns = devkit_size(placed).tolist(), quaternion_of_yaw(placed[:, 6]).tolist()
     entries: list[SubmissionBox] = []
     for index, label in enumerate(labels):
         name = DETECTION_CLASSES[label]
@@ -110,8 +113,3 @@ def read_submission(path: Path) -> dict[str, list[SubmissionBox]]:
         raise DataError(f"{path} is no nuScenes submission: it has no 'results' by sample token")
     results: dict[str, list[SubmissionBox]] = content["results"]
     return results
-
-
-def ground_truth_as_detections(boxes: Boxes3D) -> Boxes3D:
-    """Ground truth with a score of 1, to evaluate what a perfect detector would reach."""
-    return Boxes3D(boxes.values, boxes.labels, torch.ones(len(boxes)))

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bevperception.calibration import CameraCalibration, EgoMotion, RigCalibration
+from bevperception.calibration import CameraCalibration, EgoMotion, RigCalibration, TimedPose
 from bevperception.errors import ConfigError
 from bevperception.inference import Perception, StreamingPredictor
 from bevperception.streaming.camera_model import CameraInfo
 from bevperception.streaming.cameras import Camera, CameraReport
 from bevperception.streaming.images import CameraImage, ImageFault, decode, is_black
-from bevperception.streaming.poses import PoseBuffer, PoseLimits, TimedPose
+from bevperception.streaming.poses import PoseBuffer, PoseLimits
 from bevperception.streaming.rig import CameraExtrinsics, TransformTree, difference, read_extrinsics
 from bevperception.streaming.settings import NodeSettings
 from bevperception.streaming.stamps import StampGuard, Verdict

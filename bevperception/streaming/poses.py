@@ -10,39 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bevperception.geometry import MAX_COORDINATE_M, pose_matrix
-
-QUATERNION_TOLERANCE = 1e-2
-"""How far the length of a rotation's quaternion may be from 1 (tf2's own tolerance)."""
-
-
-@dataclass(frozen=True)
-class TimedPose:
-    """The vehicle's pose at one instant.
-
-    Attributes:
-        stamp_ns: the instant.
-        translation_m: (x, y, z) of base_link in the odometry's frame.
-        quaternion_wxyz: base_link to the odometry's frame.
-    """
-
-    stamp_ns: int
-    translation_m: tuple[float, float, float]
-    quaternion_wxyz: tuple[float, float, float, float]
-
-    @property
-    def is_possible(self) -> bool:
-        """Whether it is a pose at all: finite, on Earth, and turned by a quaternion of about unit length."""
-        values = (*self.translation_m, *self.quaternion_wxyz)
-        if not all(map(math.isfinite, values)):
-            return False
-        on_earth = all(abs(value) <= MAX_COORDINATE_M for value in self.translation_m)
-        return on_earth and abs(math.hypot(*self.quaternion_wxyz) - 1.0) <= QUATERNION_TOLERANCE
-
-    def matrix(self) -> Tensor:
-        """(4, 4) float64 ``ego_to_global``."""
-        translation = torch.tensor(self.translation_m, dtype=torch.float64)
-        return pose_matrix(translation, torch.tensor(self.quaternion_wxyz, dtype=torch.float64))
+from bevperception.calibration import TimedPose
+from bevperception.geometry import pose_matrix
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ import torch
 import yaml
 from torch import Tensor
 
+from bevperception.calibration import QUATERNION_TOLERANCE
 from bevperception.documents import read_yaml
 from bevperception.errors import ConfigError
 from bevperception.files import write_text
 from bevperception.geometry import MAX_COORDINATE_M, invert_rigid, pose_matrix
-from bevperception.streaming.poses import QUATERNION_TOLERANCE
 
 
 @dataclass(frozen=True)

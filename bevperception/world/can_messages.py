@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from bevperception.world.ego import EgoMotion
+from bevperception.world.ego import EgoPath
 
 Array = NDArray[np.float64]
 Message = dict[str, Any]
@@ -24,7 +24,7 @@ STEERING_RATIO: Final = 16.0
 ROUTE_STEP_M: Final = 0.5
 
 
-def can_bus_messages(ego: EgoMotion, start_us: int, duration_us: int) -> dict[str, Any]:
+def can_bus_messages(ego: EgoPath, start_us: int, duration_us: int) -> dict[str, Any]:
     """Messages by name.
 
     Args:

@@ -20,8 +20,8 @@ REAR_M: Final = LENGTH_M - FRONT_M
 
 
 @dataclass(frozen=True)
-class EgoMotion:
-    """The ego car's way through a scene.
+class EgoPath:
+    """The ego car's pose, speed and turning at any time of a scene.
 
     Attributes:
         route: what it follows with its rear axle.

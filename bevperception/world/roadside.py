@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bevperception.world.cast import Actor
 from bevperception.world.catalogue import KINDS, draw_colour, draw_size
-from bevperception.world.ego import EgoMotion
+from bevperception.world.ego import EgoPath
 from bevperception.world.markings import parking_bays
 from bevperception.world.roads import PARKING_M, Road, Town
 from bevperception.world.shapes import make_mesh
@@ -83,7 +83,7 @@ class Roadside:
         rng: chooses.
     """
 
-    def __init__(self, town: Town, ego: EgoMotion, times: Array, rng: np.random.Generator) -> None:
+    def __init__(self, town: Town, ego: EgoPath, times: Array, rng: np.random.Generator) -> None:
         self._times, self._rng = times, rng
         self._line = ego.poses(times[::10])[:, :2]
         self._sites = _sites(town, self._line)

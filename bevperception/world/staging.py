@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bevperception.world import ego as ego_car
 from bevperception.world.cast import Actor, Cast, actor_bounds, overlapping, state_times
 from bevperception.world.catalogue import KINDS, RIDDEN_HEIGHT_M, Colour, draw_colour, draw_size
-from bevperception.world.ego import EgoMotion
+from bevperception.world.ego import EgoPath
 from bevperception.world.lidar import sweep
 from bevperception.world.markings import crossings
 from bevperception.world.paths import Path
@@ -62,7 +62,7 @@ class Stage:
     """
 
     town: Town
-    ego: EgoMotion
+    ego: EgoPath
     cast: Cast
 
 
@@ -83,7 +83,7 @@ def set_stage(town: Town, seed: int, scene: int, duration_s: float) -> Stage:
     kinds = _add_traffic(town, drivers, duration_s, rng)
     walkers, walks = _crossing_people(town, route, start, duration_s, rng)
     motion = simulate(drivers, walkers, int((WARM_UP_S + times[-1]) / STEP_S) + 3)
-    ego = EgoMotion(route, motion, WARM_UP_S)
+    ego = EgoPath(route, motion, WARM_UP_S)
     roadside = Roadside(town, ego, times, rng)
     actors = _vehicles(drivers, kinds, motion, times, rng)
     actors += _crossers(walkers, walks, times, rng)
@@ -94,7 +94,7 @@ def set_stage(town: Town, seed: int, scene: int, duration_s: float) -> Stage:
     return Stage(town, ego, _top_up(cast, roadside, ego, times, duration_s))
 
 
-def _top_up(cast: Cast, roadside: Roadside, ego: EgoMotion, times: Array, duration_s: float) -> Cast:
+def _top_up(cast: Cast, roadside: Roadside, ego: EgoPath, times: Array, duration_s: float) -> Cast:
     """The cast with more of the classes that it has too few of, as far as there is room."""
     for _ in range(ROUNDS):
         lacking = [kind for kind, mean in mean_counts(cast, ego, duration_s).items() if mean < ENOUGH]
@@ -105,7 +105,7 @@ def _top_up(cast: Cast, roadside: Roadside, ego: EgoMotion, times: Array, durati
     return cast
 
 
-def mean_counts(cast: Cast, ego: EgoMotion, duration_s: float) -> dict[str, float]:
+def mean_counts(cast: Cast, ego: EgoPath, duration_s: float) -> dict[str, float]:
     """How many actors of each class the lidar meets within the class's range, on average over a scene."""
     times = np.linspace(0.0, duration_s, 4)
     bounds = np.array([actor_bounds(actor.size_m) for actor in cast.actors])
@@ -283,7 +283,7 @@ def make_actor(
     return Actor(kind, size, paint, make_mesh(kind, size, paint, rider, rng), states, state_name, moving_name)
 
 
-def _without_collisions(actors: list[Actor], ego: EgoMotion, times: Array) -> Cast:
+def _without_collisions(actors: list[Actor], ego: EgoPath, times: Array) -> Cast:
     """The actors that come into no other's place: of two that do, the later one is left out."""
     poses = ego.poses(times)
     middle = ego_car.FRONT_M - ego_car.LENGTH_M / 2

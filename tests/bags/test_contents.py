@@ -17,7 +17,7 @@ import torch
 from pyquaternion import Quaternion
 
 from bevperception.bags import files, messages, recording
-from bevperception.bags.evaluation import evaluate_recording, largest_box_difference, reference_stamp_ns
+from bevperception.bags.evaluation import evaluate_recording, reference_stamp_ns
 from bevperception.bags.messages import Messages, object_rows_of, stamp_ns_of
 from bevperception.bags.recording import Recording, read_recording
 from bevperception.bags.scene import ODOMETRY_TOPIC, TRUTH_TOPIC, BagOptions, _SceneMessages, _twist
@@ -27,6 +27,7 @@ from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import ConfigError
 from bevperception.streaming.conversions import boxes_of_rows, object_rows
 from bevperception.structures import Boxes3D
+from tests.bags.differences import largest_box_difference
 from tests.fixtures.tiny_nuscenes import SCENES, SPEED_M_S, VAL_SPLIT, YAW_RATE_RAD_S, ego_pose
 from tests.streaming.helpers import micro_config
 

@@ -14,12 +14,12 @@ import torch
 from nuscenes.can_bus.can_bus_api import NuScenesCanBus
 from pyquaternion import Quaternion
 
+from bevperception.calibration import TimedPose
 from bevperception.config import DataConfig
 from bevperception.data.can_bus import (
     GRAVITY_M_S2,
     MOST_MESSAGE_BYTES,
     CanBusReader,
-    TimedPose,
     ego_motion,
     with_ego_pose,
 )
@@ -149,12 +149,14 @@ def test_messages_need_not_be_sorted_nor_start_in_time(tmp_path: Path) -> None:
 
 def test_ego_motion_of_a_uniformly_accelerated_car() -> None:
     # x = 3 t + t^2, no turn; uneven spacing.
-    poses = [TimedPose(t, np.array([3 * t + t * t, 0, 0]), Quaternion()) for t in (-0.3, 0.0, 0.5)]
+    straight = (1.0, 0.0, 0.0, 0.0)
+    poses = [TimedPose(round(1e9 * t), (3 * t + t * t, 0.0, 0.0), straight) for t in (-0.3, 0.0, 0.5)]
     acceleration, rate, velocity = ego_motion(*poses)
     np.testing.assert_allclose(velocity, [3, 0, 0], atol=1e-12)
     np.testing.assert_allclose(acceleration, [2, 0, GRAVITY_M_S2], atol=1e-12)
     np.testing.assert_allclose(rate, 0, atol=1e-12)
-    turned = TimedPose(0.5, poses[2].position, Quaternion(axis=[0, 0, 1], radians=-0.2))
+    turn = Quaternion(axis=[0, 0, 1], radians=-0.2)
+    turned = TimedPose(500_000_000, poses[2].translation_m, tuple(turn.elements))  # type: ignore[arg-type]
     _, rate, _ = ego_motion(None, poses[1], turned)
     np.testing.assert_allclose(rate, [0, 0, -0.4], atol=1e-12)
     alone = ego_motion(None, poses[1], None)

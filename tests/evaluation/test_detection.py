@@ -21,7 +21,6 @@ from bevperception.evaluation.submission import (
     MAX_BOXES,
     SubmissionBox,
     attribute_of,
-    ground_truth_as_detections,
     read_submission,
     submission_boxes,
 )
@@ -37,12 +36,17 @@ def tiny_reader(request: pytest.FixtureRequest, tiny_nuscenes: Path) -> NuScenes
     return NuScenesReader(DataConfig(root=str(tiny_nuscenes), version=VERSION, bev_frame=request.param))
 
 
+def scored(boxes: Boxes3D) -> Boxes3D:
+    """Ground truth with a score of 1."""
+    return Boxes3D(boxes.values, boxes.labels, torch.ones(len(boxes)))
+
+
 def perfect_results(reader: NuScenesReader, split: str) -> dict[str, list[SubmissionBox]]:
     results = {}
     for scene in reader.scenes(split):
         for token in scene.sample_tokens:
             sample = reader.sample(token)
-            boxes = ground_truth_as_detections(reader.annotations(sample).boxes)
+            boxes = scored(reader.annotations(sample).boxes)
             results[token] = submission_boxes(boxes, sample.bev_to_global, token)
     return results
 
@@ -200,7 +204,7 @@ def test_submission_matches_the_annotations(tiny_nuscenes: Path, tiny_reader: Nu
     token = tiny_reader.scenes(VAL_SPLIT)[0].sample_tokens[1]
     sample = tiny_reader.sample(token)
     annotations = tiny_reader.annotations(sample)
-    entries = submission_boxes(ground_truth_as_detections(annotations.boxes), sample.bev_to_global, token)
+    entries = submission_boxes(scored(annotations.boxes), sample.bev_to_global, token)
     assert len(entries) == 11
     for entry, annotation in zip(entries, annotations.tokens, strict=True):
         record = nusc.get("sample_annotation", annotation)

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bevperception.config_model import BEVConfig, DetectionConfig
-from bevperception.geometry import wrap_angle
 from bevperception.models.heads.box_code import BoxCodec, flip_yaw_convention
 from bevperception.models.heads.detection import DetectionHead, decode_detections
 from bevperception.models.heads.detection_loss import DetectionLoss
@@ -20,6 +19,7 @@ from bevperception.models.heads.focal_loss import sigmoid_focal_loss
 from bevperception.models.heads.matching import assign_all, matching_cost
 from bevperception.models.heads.segmentation import SegmentationLoss
 from bevperception.structures import Boxes3D, DetectionOutputs
+from tests.angles import wrap_angle
 
 EVERYWHERE = (-1e9, -1e9, -1e9, 1e9, 1e9, 1e9)
 

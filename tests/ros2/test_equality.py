@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from bevperception.bags.evaluation import evaluate_recording, largest_box_difference, reference_stamp_ns
+from bevperception.bags.evaluation import evaluate_recording, reference_stamp_ns
 from bevperception.bags.processes import background, tool_command
 from bevperception.bags.recording import read_recording
 from bevperception.config import ExperimentConfig
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.evaluation.submission import read_submission
 from bevperception.visualization.samples import boxes_of_submission
+from tests.bags.differences import largest_box_difference
 from tests.fixtures.tiny_nuscenes import VAL_SPLIT
 from tests.ros2.system import NODE, NodeProcess, Probe, Replay, environment
 from tests.streaming.helpers import micro_config

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from bevperception.calibration import TimedPose
 from bevperception.config import ExperimentConfig
 from bevperception.config_io import load_config
 from bevperception.data.nuscenes import NuScenesReader
@@ -17,7 +18,6 @@ from bevperception.models.bevformer import BEVFormer
 from bevperception.streaming.camera_model import CameraInfo
 from bevperception.streaming.images import CameraImage
 from bevperception.streaming.pipeline import ImageSetResult, Pipeline
-from bevperception.streaming.poses import TimedPose
 from bevperception.streaming.rig import pose_from_xyzw, write_extrinsics
 from bevperception.streaming.settings import NodeSettings
 from tests.fixtures.tiny_nuscenes import VAL_SPLIT, VERSION

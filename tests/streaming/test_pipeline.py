@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from bevperception.calibration import TimedPose
 from bevperception.data.dataset import build_dataset
 from bevperception.errors import ConfigError
 from bevperception.evaluation.runner import perceive
@@ -18,7 +19,6 @@ from bevperception.inference import StreamingPredictor
 from bevperception.streaming.cameras import CameraState
 from bevperception.streaming.diagnostics import Level, statuses
 from bevperception.streaming.pipeline import Pipeline
-from bevperception.streaming.poses import TimedPose
 from bevperception.streaming.settings import NodeSettings
 from bevperception.taxonomy import CAMERA_NAMES
 from tests.fixtures.tiny_nuscenes import VAL_SPLIT

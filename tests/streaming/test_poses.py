@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from pyquaternion import Quaternion
 
-from bevperception.streaming.poses import PoseBuffer, PoseLimits, TimedPose
+from bevperception.calibration import TimedPose
+from bevperception.streaming.poses import PoseBuffer, PoseLimits
 
 S = 10**9
 

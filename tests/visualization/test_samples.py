@@ -20,11 +20,11 @@ from bevperception.config_model import SegmentationConfig
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import BevError, ConfigError, DataError
 from bevperception.evaluation.submission import submission_boxes, write_submission
-from bevperception.geometry import wrap_angle
 from bevperception.models.bevformer import BEVFormer
 from bevperception.structures import Boxes3D
 from bevperception.visualization.compose import Opinion, PictureStyle
 from bevperception.visualization.samples import SamplePainter, boxes_of_submission
+from tests.angles import wrap_angle
 
 STYLE = PictureStyle(width=480, bev_height=200)
 SPLIT = "tiny_train"

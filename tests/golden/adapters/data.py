@@ -10,22 +10,21 @@ import torch
 
 from bevperception.can_bus import relative_can_bus
 from bevperception.data.can_bus import with_ego_pose
-from bevperception.data.conventions import (
-    boxes_from_published,
-    devkit_corners,
-    devkit_size,
-    published_bev_boxes,
-    published_bottom_boxes,
-    published_corners,
-    yaw_quaternion,
-)
 from bevperception.data.image_input import published_image
 from bevperception.data.nuscenes import CameraRecord, projection_matrix
 from bevperception.data.published_v2 import cut_and_resize, plan_v2
 from bevperception.data.transforms import BEVDraw, ImageDraw
-from bevperception.geometry import invert_rigid, pose_matrix, transform_boxes
+from bevperception.evaluation.submission import devkit_size
+from bevperception.geometry import invert_rigid, pose_matrix, quaternion_of_yaw, transform_boxes
 from bevperception.models.bev.alignment import seen_from
 from bevperception.structures import CameraFrames
+from tests.golden.adapters.published_boxes import (
+    boxes_from_published,
+    devkit_corners,
+    published_bev_boxes,
+    published_bottom_boxes,
+    published_corners,
+)
 from tests.golden.case import Case, adapter
 
 
@@ -96,7 +95,7 @@ def run_data_nusc(case: Case) -> None:
     case.check("out.bev", published_bev_boxes(boxes))
     case.check("out.nusc_center", boxes[:, :3])
     case.check("out.nusc_wlh", devkit_size(boxes))
-    case.check("out.nusc_quat_wxyz", yaw_quaternion(boxes[:, 6]))
+    case.check("out.nusc_quat_wxyz", quaternion_of_yaw(boxes[:, 6]))
     case.check("out.nusc_velocity", torch.nn.functional.pad(boxes[:, 7:9], (0, 1)))
     case.check("out.nusc_corners", devkit_corners(boxes))
 

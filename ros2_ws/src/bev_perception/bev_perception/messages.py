@@ -20,9 +20,9 @@ from std_msgs.msg import ColorRGBA, Header
 from torch import Tensor
 from visualization_msgs.msg import Marker, MarkerArray
 
+from bevperception.calibration import TimedPose
 from bevperception.streaming import camera_model, conversions, diagnostics
 from bevperception.streaming.images import CameraImage
-from bevperception.streaming.poses import TimedPose
 from bevperception.streaming.rig import pose_from_xyzw
 
 try:

@@ -9,13 +9,13 @@ import torch
 from nuscenes.utils.data_classes import Box
 from pyquaternion import Quaternion
 
-from bevperception.data.conventions import (
+from bevperception.evaluation.submission import devkit_size
+from bevperception.geometry import quaternion_of_yaw
+from tests.golden.adapters.published_boxes import (
     boxes_from_published,
     boxes_to_published,
     devkit_corners,
-    devkit_size,
     published_bottom_boxes,
-    yaw_quaternion,
 )
 
 
@@ -28,7 +28,7 @@ def random_boxes(count: int) -> torch.Tensor:
 
 def test_devkit_box() -> None:
     boxes = random_boxes(7)
-    sizes, turns, corners = devkit_size(boxes), yaw_quaternion(boxes[:, 6]), devkit_corners(boxes)
+    sizes, turns, corners = devkit_size(boxes), quaternion_of_yaw(boxes[:, 6]), devkit_corners(boxes)
     for i, row in enumerate(boxes):
         turn = Quaternion(axis=[0, 0, 1], radians=float(row[6]))
         np.testing.assert_allclose(turns[i], turn.elements, atol=1e-12)
@@ -49,4 +49,4 @@ def test_no_boxes() -> None:
     none = torch.zeros((0, 9))
     assert boxes_to_published(none).shape == (0, 9)
     assert devkit_corners(none).shape == (0, 8, 3)
-    assert yaw_quaternion(none[:, 6]).shape == (0, 4)
+    assert quaternion_of_yaw(none[:, 6]).shape == (0, 4)

@@ -1,4 +1,4 @@
-"""Box conventions: this project's rows, the LiDAR boxes of mmdet3d 0.17 (published checkpoints), nuScenes'.
+"""Boxes as mmdet3d 0.17 (published checkpoints) and the nuScenes devkit have them, for comparison with ours.
 
 | | centre | size | yaw |
 | --- | --- | --- | --- |
@@ -11,21 +11,15 @@ All three in one right-handed frame with z up.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from bevperception.geometry import box_corners
+from bevperception.models.heads.box_code import flip_yaw_convention
 
 # mmdet3d's corner k is our corner _CORNERS_PUBLISHED[k]; the devkit's likewise. See box_corners.
 _CORNERS_PUBLISHED = (3, 7, 6, 2, 0, 4, 5, 1)
 _CORNERS_DEVKIT = (4, 7, 3, 0, 5, 6, 2, 1)
-
-
-def yaw_to_published(yaw_rad: Tensor) -> Tensor:
-    """Our yaw (...) as mmdet3d 0.17's, or back: the map is its own inverse. Not wrapped."""
-    return -yaw_rad - math.pi / 2
 
 
 def boxes_to_published(boxes: Tensor) -> Tensor:
@@ -37,7 +31,9 @@ def boxes_to_published(boxes: Tensor) -> Tensor:
     Returns:
         (n, 9) x, y, z (centre of the volume), width, length, height, yaw, vx, vy.
     """
-    return torch.cat((boxes[:, [0, 1, 2, 4, 3, 5]], yaw_to_published(boxes[:, 6:7]), boxes[:, 7:9]), dim=-1)
+    return torch.cat(
+        (boxes[:, [0, 1, 2, 4, 3, 5]], flip_yaw_convention(boxes[:, 6:7]), boxes[:, 7:9]), dim=-1
+    )
 
 
 def boxes_from_published(boxes: Tensor) -> Tensor:
@@ -100,21 +96,3 @@ def devkit_corners(boxes: Tensor) -> Tensor:
         (n, 8, 3).
     """
     return box_corners(boxes)[:, _CORNERS_DEVKIT]
-
-
-def devkit_size(boxes: Tensor) -> Tensor:
-    """(n, 3) width, length, height as nuScenes has them, of our rows (n, 9)."""
-    return boxes[:, [4, 3, 5]]
-
-
-def yaw_quaternion(yaw_rad: Tensor) -> Tensor:
-    """Quaternions of turns about z.
-
-    Args:
-        yaw_rad: (n,) radians, counter-clockwise.
-
-    Returns:
-        (n, 4) w, x, y, z.
-    """
-    zero = torch.zeros_like(yaw_rad)
-    return torch.stack(((yaw_rad / 2).cos(), zero, zero, (yaw_rad / 2).sin()), dim=-1)
