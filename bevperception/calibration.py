@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bevperception.geometry import MAX_COORDINATE_M, pose_matrix, rigid_problem
+from bevperception.geometry import MAX_COORDINATE_M, invert_rigid, pose_matrix, rigid_problem
 
 MatrixLike = Tensor | NDArray[Any] | Sequence[Sequence[float]]
 
@@ -27,24 +27,44 @@ MAX_EXPOSURE_SHIFT_M = 80.0
 """Farthest that a vehicle can be at a camera's exposure from where it was at the frame's instant, metres."""
 
 
-@dataclass(frozen=True, init=False)
-class CameraCalibration:
-    """A pinhole camera on a vehicle.
+@dataclass(frozen=True)
+class PinholeCamera:
+    """A pinhole camera on a vehicle; the values are taken as they are.
 
     Attributes:
         width, height: size in pixels of the images that the intrinsics belong to.
         intrinsics: (3, 3) float64 camera frame to pixels.
         camera_to_ego: (4, 4) float64.
-
-    Raises:
-        ValueError: if the size is not positive, a matrix has another shape, the intrinsics are not those of a
-            pinhole camera, or ``camera_to_ego`` is not rigid.
     """
 
     width: int
     height: int
     intrinsics: Tensor
     camera_to_ego: Tensor
+
+    def projection(self, ego_to_global: Tensor, bev_to_global: Tensor) -> Tensor:
+        """Project the BEV frame into the image: intrinsics @ global_to_camera @ bev_to_global.
+
+        Args:
+            ego_to_global: (4, 4) float64 at the camera's exposure.
+            bev_to_global: (4, 4) float64 at the frame's instant.
+
+        Returns:
+            ``bev_to_image`` (4, 4) float64, BEV frame to homogeneous pixels of the image as it is.
+        """
+        intrinsics = torch.eye(4, dtype=torch.float64)
+        intrinsics[:3, :3] = self.intrinsics
+        return intrinsics @ invert_rigid(ego_to_global @ self.camera_to_ego) @ bev_to_global
+
+
+@dataclass(frozen=True, init=False)
+class CameraCalibration(PinholeCamera):
+    """A pinhole camera whose values are checked when it is made, since they come from a user or a vehicle.
+
+    Raises:
+        ValueError: if the size is not positive, a matrix has another shape, the intrinsics are not those of a
+            pinhole camera, or ``camera_to_ego`` is not rigid.
+    """
 
     def __init__(self, width: int, height: int, intrinsics: MatrixLike, camera_to_ego: MatrixLike) -> None:
         sizes = (width, height)

@@ -27,7 +27,7 @@ from bevperception.frame_checks import (
     checked_image,
     seconds,
 )
-from bevperception.geometry import MAX_COORDINATE_M, invert_rigid, rigid_problem
+from bevperception.geometry import MAX_COORDINATE_M, rigid_problem
 from bevperception.models.precision import resolve_precision
 from bevperception.structures import BEVMemory, Boxes3D, CameraFrames, ModelOutputs
 
@@ -434,10 +434,7 @@ class _Canvas:
             image = checked_image(images[channel], channel)
             fit = self._write(slot, channel, image, (camera.width, camera.height))
             ego_to_global = motion.at_exposure.get(channel, motion.ego_to_global)
-            intrinsics = torch.eye(4, dtype=torch.float64)
-            intrinsics[:3, :3] = camera.intrinsics
-            global_to_camera = invert_rigid(ego_to_global @ camera.camera_to_ego)
-            projections[slot] = fit.matrix() @ (intrinsics @ global_to_camera @ bev_to_global)
+            projections[slot] = fit.matrix() @ camera.projection(ego_to_global, bev_to_global)
         there = [channel in images for channel in self.cameras]
         return CameraFrames(
             images=self._images,

@@ -401,11 +401,9 @@ def _step_as_a_vehicle(model: Spy, reader: NuScenesReader, sample: SampleRecord)
         camera_to_ego = EYE.clone()
         camera_to_ego[:3, :3] = torch.from_numpy(Quaternion(mount["rotation"]).rotation_matrix)
         camera_to_ego[:3, 3] = torch.tensor(mount["translation"], dtype=torch.float64)
-        cameras[camera.channel] = CameraCalibration(
-            camera.width, camera.height, camera.intrinsics, camera_to_ego
-        )
-        poses[camera.channel] = camera.camera_to_global @ invert_rigid(camera_to_ego)
-        images[camera.channel] = read_image(camera.path, (camera.width, camera.height))
+        cameras[camera.channel] = CameraCalibration(*camera.size, camera.pinhole.intrinsics, camera_to_ego)
+        poses[camera.channel] = camera.ego_to_global
+        images[camera.channel] = read_image(camera.path, camera.size)
     predictor = StreamingPredictor(model, data=reader.config)
     predictor.step(
         images, RigCalibration(cameras), EgoMotion(sample.ego_to_global, poses), sample.timestamp_s

@@ -20,7 +20,7 @@ from bevperception.data.grid_mask import random_grid_mask
 from bevperception.data.image_input import ImageInput
 from bevperception.data.images import read_image
 from bevperception.data.map_labels import SegmentationLabels
-from bevperception.data.nuscenes import NuScenesReader, SampleRecord, SceneRecord, projection_matrix
+from bevperception.data.nuscenes import NuScenesReader, SampleRecord, SceneRecord
 from bevperception.data.transforms import AugmentationDraw
 from bevperception.errors import ConfigError, DataError, SampleError
 from bevperception.geometry import transform_boxes
@@ -204,16 +204,15 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         bev_to_global = sample.bev_to_global @ augmented_to_bev
         projections: list[Tensor] = []
         for slot, camera in enumerate(sample.cameras):
-            source = (camera.width, camera.height)
-            fit = self._images.plan(source, choice.image)
+            fit = self._images.plan(camera.size, choice.image)
             try:
-                image = read_image(camera.path, source, self._images.reduction(fit))
+                image = read_image(camera.path, camera.size, self._images.reduction(fit))
             except DataError as error:
                 raise SampleError(
                     f"sample {sample.token}, {camera.channel}: {error}", sample.token
                 ) from error
             self._images.write(image, fit, images[0, slot], choice.colours[slot])
-            projections.append(fit.matrix() @ projection_matrix(camera, bev_to_global))
+            projections.append(fit.matrix() @ camera.projection(bev_to_global))
         can_bus = None if self._can_bus is None else self._can_bus.vector(sample.token)[None]
         return CameraFrames(
             images=images,

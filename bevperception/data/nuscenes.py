@@ -16,6 +16,7 @@ import torch
 from nuscenes.eval.detection.utils import category_to_detection_name
 from torch import Tensor
 
+from bevperception.calibration import PinholeCamera
 from bevperception.config import DataConfig
 from bevperception.data.splits import scenes_of_split
 from bevperception.data.table_checks import show
@@ -38,19 +39,29 @@ class CameraRecord:
     Attributes:
         channel: for example CAM_FRONT.
         path: image file.
-        width, height: size of the image file in pixels.
         timestamp_s: time of exposure.
-        intrinsics: (3, 3) float64 camera frame to pixels of the image file.
-        camera_to_global: (4, 4) float64 at the time of exposure.
+        pinhole: its size is the image file's.
+        ego_to_global: (4, 4) float64 at the time of exposure.
     """
 
     channel: str
     path: Path
-    width: int
-    height: int
     timestamp_s: float
-    intrinsics: Tensor
-    camera_to_global: Tensor
+    pinhole: PinholeCamera
+    ego_to_global: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the image file in pixels."""
+        return self.pinhole.width, self.pinhole.height
+
+    def projection(self, bev_to_global: Tensor) -> Tensor:
+        """``bev_to_image`` (4, 4) float64 of the image file, with the motion until the camera's exposure.
+
+        Args:
+            bev_to_global: (4, 4) float64 of the reference instant.
+        """
+        return self.pinhole.projection(self.ego_to_global, bev_to_global)
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,7 @@ class NuScenesReader:
         self.damages = [(damage.first, damage.count) for damage in opened.damages]
         self._lost, self._camera_mounts = opened.lost, opened.cameras
         self._attribute_names = {record["token"]: record["name"] for record in self.nusc.attribute}
-        self._mounts: dict[str, tuple[Tensor, Tensor]] = {}
+        self._cameras: dict[tuple[str, int, int], PinholeCamera] = {}
 
     def __reduce__(self) -> tuple[Callable[[DataConfig], NuScenesReader], tuple[DataConfig]]:
         return (type(self), (self.config,))
@@ -343,46 +354,28 @@ class NuScenesReader:
 
     def _camera(self, sample: dict[str, Any], channel: str) -> CameraRecord:
         data = self.sensor_data(sample, channel)
-        intrinsics, camera_to_ego = self._mount(data["calibrated_sensor_token"], sample)
-        ego_to_global = self._pose("ego_pose", data["ego_pose_token"], sample["token"])
         return CameraRecord(
             channel=channel,
             path=self.root / data["filename"],  # inside the root: a rule of the tables
-            width=data["width"],
-            height=data["height"],
             timestamp_s=data["timestamp"] * 1e-6,
-            intrinsics=intrinsics,
-            camera_to_global=ego_to_global @ camera_to_ego,
+            pinhole=self._pinhole(data, sample["token"]),
+            ego_to_global=self._pose("ego_pose", data["ego_pose_token"], sample["token"]),
         )
 
-    def _mount(self, mount_token: str, sample: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Intrinsics (3, 3) and ``camera_to_ego``; a scene's samples share them, so they are kept."""
-        if mount_token in self._mounts:
-            return self._mounts[mount_token]
-        mount = self._get("calibrated_sensor", mount_token, sample["token"])
-        intrinsics = torch.tensor(mount["camera_intrinsic"], dtype=torch.float64)
-        camera_to_ego = self._pose("calibrated_sensor", mount_token, sample["token"])
-        self._mounts[mount_token] = intrinsics, camera_to_ego
-        return self._mounts[mount_token]
+    def _pinhole(self, data: dict[str, Any], sample_token: str) -> PinholeCamera:
+        """Calibration of a camera's image; a scene's samples share it, so it is kept."""
+        key = (data["calibrated_sensor_token"], data["width"], data["height"])
+        if key not in self._cameras:
+            token, width, height = key
+            record = self._get("calibrated_sensor", token, sample_token)
+            intrinsics = torch.tensor(record["camera_intrinsic"], dtype=torch.float64)
+            camera_to_ego = self._pose("calibrated_sensor", token, sample_token)
+            self._cameras[key] = PinholeCamera(width, height, intrinsics, camera_to_ego)
+        return self._cameras[key]
 
     def _attribute(self, annotation: dict[str, Any]) -> str:
         tokens = annotation["attribute_tokens"]
         return str(self._attribute_names[tokens[0]]) if tokens else ""
-
-
-def projection_matrix(camera: CameraRecord, bev_to_global: Tensor) -> Tensor:
-    """``bev_to_image`` for the image file as it is: intrinsics @ global_to_camera @ bev_to_global.
-
-    Args:
-        camera: with its own pose.
-        bev_to_global: (4, 4) float64 of the reference instant.
-
-    Returns:
-        (4, 4) float64 BEV frame to homogeneous pixels of the image file.
-    """
-    intrinsics = torch.eye(4, dtype=torch.float64)
-    intrinsics[:3, :3] = camera.intrinsics
-    return intrinsics @ invert_rigid(camera.camera_to_global) @ bev_to_global
 
 
 def _boxes_in_bev(rows: Tensor, bev_to_global: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from bevperception.config_model import SegmentationConfig
 from bevperception.data.images import read_image
 from bevperception.data.map_labels import SegmentationLabels
-from bevperception.data.nuscenes import CameraRecord, NuScenesReader, SampleRecord, projection_matrix
+from bevperception.data.nuscenes import CameraRecord, NuScenesReader, SampleRecord
 from bevperception.errors import DataError, SampleError
 from bevperception.geometry import (
     MAX_COORDINATE_M,
@@ -71,7 +71,7 @@ class SamplePainter:
         return compose_picture(
             f"{scene['name']}   {since_start_s:.1f} s   {self.reader.location(sample.scene_token)}   {token}",
             {camera.channel: _read_rgb(camera, token) for camera in sample.cameras},
-            {c.channel: projection_matrix(c, sample.bev_to_global) for c in sample.cameras},
+            {c.channel: c.projection(sample.bev_to_global) for c in sample.cameras},
             truth=self.truth(sample),
             prediction=prediction,
             bev_to_ego=invert_rigid(sample.ego_to_global) @ sample.bev_to_global,
@@ -102,7 +102,7 @@ class SamplePainter:
 
 def _read_rgb(camera: CameraRecord, token: str) -> Image:
     try:
-        image = read_image(camera.path, (camera.width, camera.height))
+        image = read_image(camera.path, camera.size)
     except DataError as error:
         raise SampleError(f"sample {token}, {camera.channel}: {error}", token) from error
     return np.ascontiguousarray(image[..., ::-1])

@@ -16,7 +16,7 @@ from nuscenes.utils.geometry_utils import BoxVisibility, view_points
 from pyquaternion import Quaternion
 
 from bevperception.config import DataConfig
-from bevperception.data.nuscenes import NuScenesReader, projection_matrix
+from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import DataError, SampleError
 from bevperception.geometry import project_points, yaw_of
 from bevperception.taxonomy import DETECTION_CLASSES
@@ -95,7 +95,7 @@ def test_projection_uses_each_cameras_own_pose(tiny_nuscenes: Path, bev_frame: s
         )
         centres = {box.token: box.center for box in boxes}
         points = annotations.boxes.values[:, :3].double()
-        pixels, depth = project_points(points, projection_matrix(camera, sample.bev_to_global))
+        pixels, depth = project_points(points, camera.projection(sample.bev_to_global))
         for index, token in enumerate(annotations.tokens):
             if token in centres:
                 expected = view_points(centres[token][:, None], intrinsics, normalize=True)[:2, 0]
@@ -240,9 +240,8 @@ def test_every_scene_has_the_mountings_of_its_own_car(tmp_path: Path) -> None:
         camera = next(c for c in sample.cameras if c.channel == "CAM_FRONT")
         record = reader.nusc.get("sample_data", reader.nusc.get("sample", sample.token)["data"]["CAM_FRONT"])
         pose = reader.nusc.get("ego_pose", record["ego_pose_token"])
-        ego_to_global = np.eye(4)
-        ego_to_global[:3, :3] = Quaternion(pose["rotation"]).rotation_matrix
-        ego_to_global[:3, 3] = pose["translation"]
-        mounted = np.linalg.inv(ego_to_global) @ camera.camera_to_global.numpy()
-        np.testing.assert_allclose(mounted[:3, 3], place, atol=1e-9)
-        assert (float(camera.intrinsics[0, 0]) == 70.0) == (focal is not None)
+        turn = Quaternion(pose["rotation"]).rotation_matrix
+        np.testing.assert_allclose(camera.ego_to_global[:3, :3], turn, atol=1e-12)
+        np.testing.assert_allclose(camera.ego_to_global[:3, 3], pose["translation"])
+        np.testing.assert_allclose(camera.pinhole.camera_to_ego[:3, 3], place, atol=1e-9)
+        assert (float(camera.pinhole.intrinsics[0, 0]) == 70.0) == (focal is not None)

@@ -11,7 +11,7 @@ from nuscenes.utils.geometry_utils import BoxVisibility, view_points
 
 from bevperception.config import DataConfig
 from bevperception.data.dataset import NuScenesDataset, collate
-from bevperception.data.nuscenes import NuScenesReader, projection_matrix
+from bevperception.data.nuscenes import NuScenesReader
 from bevperception.geometry import project_points, transform_points
 from bevperception.structures import Batch
 from tests.golden.case import Case
@@ -32,7 +32,7 @@ def test_box_centres_project_where_the_devkit_puts_them(real_keyframe: Path, bev
         data_token = reader.nusc.get("sample", token)["data"][camera.channel]
         _, boxes, intrinsics = reader.nusc.get_sample_data(data_token, box_vis_level=BoxVisibility.ANY)
         by_token = {box.token: box for box in boxes}
-        matrix = projection_matrix(camera, sample.bev_to_global)
+        matrix = camera.projection(sample.bev_to_global)
         pixels, depth = project_points(annotations.boxes.values[:, :3].double(), matrix)
         for index, box_token in enumerate(annotations.tokens):
             if box_token not in by_token:
@@ -67,7 +67,7 @@ def test_projection_matches_the_published_pipeline(real_keyframe: Path, pytestco
     case = Case.load(pytestconfig.getoption("--golden-dir") / "data_v1_a.npz")
     reader = NuScenesReader(config_for(real_keyframe, bev_frame="lidar"))
     sample = reader.sample(reader.nusc.sample[0]["token"])
-    matrices = torch.stack([projection_matrix(c, sample.bev_to_global) for c in sample.cameras])
+    matrices = torch.stack([c.projection(sample.bev_to_global) for c in sample.cameras])
     expected = case.array("out.lidar2img")
     assert float((matrices - expected).abs().max() / expected.abs().max()) < 1e-6
 

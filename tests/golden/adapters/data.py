@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from bevperception.calibration import PinholeCamera
 from bevperception.can_bus import relative_can_bus
 from bevperception.data.can_bus import with_ego_pose
 from bevperception.data.image_input import published_image
-from bevperception.data.nuscenes import CameraRecord, projection_matrix
 from bevperception.data.published_v2 import cut_and_resize, plan_v2
 from bevperception.data.transforms import BEVDraw, ImageDraw
 from bevperception.evaluation.submission import devkit_size
@@ -66,9 +66,9 @@ def _check_projection(case: Case, lidar_to_global: torch.Tensor) -> None:
         lidar_to_camera = torch.eye(4, dtype=matrix.dtype)
         lidar_to_camera[:3, :3] = rotation
         lidar_to_camera[:3, 3] = torch.linalg.solve(intrinsics, matrix[:3, 3])
-        camera_to_global = lidar_to_global @ invert_rigid(lidar_to_camera)
-        camera = CameraRecord("", None, 0, 0, 0.0, intrinsics, camera_to_global)  # type: ignore[arg-type]
-        rebuilt.append(projection_matrix(camera, lidar_to_global))
+        # The lidar's frame stands for the vehicle's.
+        camera = PinholeCamera(1600, 900, intrinsics, invert_rigid(lidar_to_camera))
+        rebuilt.append(camera.projection(lidar_to_global, lidar_to_global))
     case.check("out.lidar2img", torch.stack(rebuilt))
 
 
