@@ -41,7 +41,7 @@ _NOT_FINITE = "BEV features that are NaN or infinite"
 
 @dataclass(frozen=True)
 class ResetRules:
-    """When the frame before is of no use for the current one.
+    """When the memory of earlier frames is forgotten before the next one.
 
     Args:
         max_gap_s: longest time between two frames, seconds.
@@ -62,7 +62,7 @@ class ResetRules:
                 raise ConfigError(f"{name} must be a number of at least 0, got {value!r}")
 
     def reason(self, memory: BEVMemory, frames: CameraFrames, new_scene: bool) -> str | None:
-        """Why the memory must be forgotten before the frames are looked at; None to keep it.
+        """Decide why the memory must be forgotten before a frame; None to keep it.
 
         Args:
             memory: of the frame before, one vehicle.
@@ -86,7 +86,7 @@ class ResetRules:
 
 @dataclass(frozen=True)
 class Perception:
-    """What one frame showed.
+    """Boxes and segmentation of one frame, with what was used for them.
 
     Attributes:
         stamp_s: the frame's instant.
@@ -111,7 +111,7 @@ class Perception:
 
 
 class StreamingPredictor:
-    """Frames of one vehicle in, boxes and segmentation out; owns the memory between them.
+    """Perceives one vehicle's frames in order by :meth:`step`; owns the model's memory between them.
 
     A frame whose pose is impossible (not finite, not rigid, not on Earth) stands alone: it is perceived
     without memory, its results are in the BEV frame only, and nothing of it is remembered. The frame after it
@@ -124,7 +124,7 @@ class StreamingPredictor:
             :func:`~bevperception.models.precision.resolve_precision`.
         rules: when memory is forgotten.
         data: cameras, image size and normalisation that the model was trained with; needed by
-            :meth:`step` and :meth:`warm_up`, not by :meth:`perceive` and :meth:`observe`.
+            :meth:`step` and :meth:`warm_up`, not by :meth:`observe`.
         compiled: run the image backbone and neck through torch.compile; the first frames are slow.
 
     Attributes:
@@ -184,7 +184,7 @@ class StreamingPredictor:
             ValueError: if there is no image, a camera is unknown or not calibrated, an argument is of another
                 type, an image of another size, or the stamp is not finite. The memory then stays as it was,
                 unless the pose is impossible, too.
-            DataError: as :meth:`perceive`.
+            DataError: as :meth:`observe`.
         """
         canvas = self._require_canvas()
         check_types(images, calibration, ego_pose)
@@ -252,17 +252,18 @@ class StreamingPredictor:
         self.reset()
         return spent_ms
 
-    def perceive(self, frames: CameraFrames, scene_token: str) -> tuple[list[Boxes3D], Tensor | None]:
-        """Perceive one frame whose images are already the network's input.
+    def observe(self, frames: CameraFrames, scene_token: str) -> ModelOutputs:
+        """Run the model on one frame of a data set, whose images are already the network's input.
+
+        For evaluation, which needs raw outputs; vehicles call :meth:`step`. With an impossible pose the outputs
+        are of this frame alone.
 
         Args:
             frames: of one vehicle (B = 1), on any device.
             scene_token: another one than the last frame's starts a new memory.
 
         Returns:
-            boxes (a list of one) in the BEV frame with scores, best first, on the CPU;
-            segmentation probabilities (1, classes, rows, columns) float32 on the model's device, or
-            None without a segmentation head. With an impossible pose they are of this frame alone.
+            raw outputs on the model's device; :meth:`decode` makes boxes of them.
 
         Raises:
             ValueError: if there is more than one vehicle, the images are not normalised numbers, or a time or
@@ -271,12 +272,6 @@ class StreamingPredictor:
             DataError: if the BEV features that the model makes are not finite. They are not remembered, and
                 the next frame begins a new memory.
         """
-        outputs = self.observe(frames, scene_token)
-        logits = outputs.segmentation_logits
-        return self.decode(outputs), None if logits is None else logits.float().sigmoid()
-
-    def observe(self, frames: CameraFrames, scene_token: str) -> ModelOutputs:
-        """The model's raw outputs of one frame, on its device; arguments and errors as :meth:`perceive`."""
         check_shapes(frames)
         problem = rigid_problem(frames.bev_to_global[0])
         if problem:
@@ -319,10 +314,10 @@ class StreamingPredictor:
         return outputs
 
     def decode(self, outputs: ModelOutputs) -> list[Boxes3D]:
-        """Boxes of raw outputs, see :meth:`perceive`."""
+        """Decode raw outputs to boxes: a list of one, BEV frame, with scores, best first, on the CPU."""
         model: Any = self.model
         with torch.inference_mode():
-            return [found.to("cpu") for found in model.decode(outputs)]
+            return [boxes.to("cpu") for boxes in model.decode(outputs)]
 
     def _require_canvas(self) -> _Canvas:
         if self._canvas is None:
@@ -341,16 +336,16 @@ class StreamingPredictor:
 def _checked_device(device: torch.device | str) -> torch.device:
     """The device of a name; one that is not there is refused."""
     try:
-        found = torch.device(device)
+        parsed = torch.device(device)
     except (RuntimeError, TypeError):
-        found = None
-    if found is None or found.type not in _DEVICES:
+        parsed = None
+    if parsed is None or parsed.type not in _DEVICES:
         raise ConfigError(f"device must be one of {', '.join(_DEVICES)} or cuda:NUMBER, got {str(device)!r}")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device is {found}, but this PyTorch sees {torch.cuda.device_count()} GPUs")
-    if found.type == "mps" and not torch.backends.mps.is_available():
+    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device is {parsed}, but this PyTorch sees {torch.cuda.device_count()} GPUs")
+    if parsed.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device is mps, but this PyTorch cannot compute on it")
-    return found
+    return parsed
 
 
 def _why_alone(motion: EgoMotion | None, channels: Iterable[str]) -> str:
@@ -435,13 +430,13 @@ class _Canvas:
             fit = self._write(slot, channel, image, (camera.width, camera.height))
             ego_to_global = motion.at_exposure.get(channel, motion.ego_to_global)
             projections[slot] = fit.matrix() @ camera.projection(ego_to_global, bev_to_global)
-        there = [channel in images for channel in self.cameras]
+        present = [channel in images for channel in self.cameras]
         return CameraFrames(
             images=self._images,
             bev_to_image=projections[None].float(),
             bev_to_global=bev_to_global[None],
             timestamps_s=torch.tensor([stamp_s], dtype=torch.float64),
-            camera_mask=None if all(there) else torch.tensor([there]),
+            camera_mask=None if all(present) else torch.tensor([present]),
         )
 
     def _write(self, slot: int, channel: str, image: NDArray[np.uint8], source: tuple[int, int]) -> ImageFit:

@@ -12,7 +12,7 @@ import torch
 
 from bevperception.errors import ConfigError, DataError
 from bevperception.inference import ResetRules, StreamingPredictor
-from bevperception.structures import CameraFrames, concatenate_frames
+from bevperception.structures import Boxes3D, CameraFrames, concatenate_frames
 from tests.training.standin import TinyModel, make_frames
 
 
@@ -30,7 +30,7 @@ def test_a_sequence_equals_calling_the_model_with_its_memory() -> None:
     memory = None
     for step in range(3):
         frames = frames_at(0.5 * step, seed=step)
-        boxes, probabilities = predictor.perceive(frames, "a")
+        boxes, probabilities = perceive(predictor, frames, "a")
         with torch.no_grad():
             outputs, memory = model(frames, memory)
         assert outputs.segmentation_logits is not None
@@ -38,6 +38,15 @@ def test_a_sequence_equals_calling_the_model_with_its_memory() -> None:
         torch.testing.assert_close(probabilities, outputs.segmentation_logits.sigmoid())
         assert len(boxes) == 1
         assert predictor.last_reset == ("first frame" if step == 0 else None)
+
+
+def perceive(
+    predictor: StreamingPredictor, frames: CameraFrames, scene_token: str
+) -> tuple[list[Boxes3D], torch.Tensor | None]:
+    """Boxes and probabilities of a frame that is already the network's input."""
+    outputs = predictor.observe(frames, scene_token)
+    logits = outputs.segmentation_logits
+    return predictor.decode(outputs), None if logits is None else logits.float().sigmoid()
 
 
 @pytest.mark.parametrize(
@@ -56,12 +65,12 @@ def test_a_sequence_equals_calling_the_model_with_its_memory() -> None:
 def test_memory_is_forgotten_by_the_rules(time_s: float, x_m: float, scene: str, reason: str | None) -> None:
     torch.manual_seed(0)
     predictor = StreamingPredictor(TinyModel())
-    predictor.perceive(frames_at(0.0), "a")
+    perceive(predictor, frames_at(0.0), "a")
     frames = frames_at(time_s, x_m, seed=1)
-    _, found = predictor.perceive(frames, scene)
+    _, found = perceive(predictor, frames, scene)
     assert predictor.last_reset == reason
     predictor.reset()
-    _, fresh = predictor.perceive(frames, scene)
+    _, fresh = perceive(predictor, frames, scene)
     assert found is not None
     assert fresh is not None
     assert torch.equal(found, fresh) == (reason is not None)
@@ -95,21 +104,21 @@ def test_a_frame_that_cannot_be_placed_stands_alone(frames: CameraFrames, reason
     torch.manual_seed(0)
     model = CanBusModel()
     predictor, fresh = StreamingPredictor(model), StreamingPredictor(model)
-    predictor.perceive(frames_at(0.0), "a")
-    _, alone = predictor.perceive(frames, "a")
+    perceive(predictor, frames_at(0.0), "a")
+    _, alone = perceive(predictor, frames, "a")
     assert predictor.last_reset == reason
-    _, wanted = fresh.perceive(frames_at(0.5, seed=1), "a")
+    _, wanted = perceive(fresh, frames_at(0.5, seed=1), "a")
     assert alone is not None
     torch.testing.assert_close(alone, wanted)
-    _, after = predictor.perceive(frames_at(1.0, seed=2), "a")
+    _, after = perceive(predictor, frames_at(1.0, seed=2), "a")
     assert predictor.last_reset == f"the frame before stood alone ({reason})"
-    _, wanted = StreamingPredictor(model).perceive(frames_at(1.0, seed=2), "a")
+    _, wanted = perceive(StreamingPredictor(model), frames_at(1.0, seed=2), "a")
     torch.testing.assert_close(after, wanted)
-    predictor.perceive(frames_at(1.5, seed=3), "a")
+    perceive(predictor, frames_at(1.5, seed=3), "a")
     assert predictor.last_reset is None
-    predictor.perceive(frames, "a")
+    perceive(predictor, frames, "a")
     predictor.reset()
-    predictor.perceive(frames_at(1.0), "a")
+    perceive(predictor, frames_at(1.0), "a")
     assert predictor.last_reset == "first frame"
 
 
@@ -141,10 +150,10 @@ def test_frames_that_are_none_are_refused_and_the_memory_stays(
     change: dict[str, torch.Tensor], message: str
 ) -> None:
     predictor = StreamingPredictor(TinyModel())
-    predictor.perceive(frames_at(0.0), "a")
+    perceive(predictor, frames_at(0.0), "a")
     with pytest.raises(ValueError, match=message):
-        predictor.perceive(replace(frames_at(0.5), **change), "a")
-    predictor.perceive(frames_at(1.0), "a")
+        perceive(predictor, replace(frames_at(0.5), **change), "a")
+    perceive(predictor, frames_at(1.0), "a")
     assert predictor.last_reset is None
 
 
@@ -152,27 +161,27 @@ def test_a_projection_of_a_missing_camera_may_hold_anything() -> None:
     predictor = StreamingPredictor(TinyModel())
     matrices = torch.tensor([1.0, math.nan])[None, :, None, None].expand(1, 2, 4, 4)
     frames = replace(frames_at(0.0), bev_to_image=matrices, camera_mask=torch.tensor([[True, False]]))
-    predictor.perceive(frames, "a")
+    perceive(predictor, frames, "a")
     with pytest.raises(ValueError, match=r"cameras \[1\]"):
-        predictor.perceive(replace(frames, camera_mask=torch.tensor([[False, True]])), "a")
+        perceive(predictor, replace(frames, camera_mask=torch.tensor([[False, True]])), "a")
 
 
 def test_an_impossible_pose_resets_the_memory_even_where_the_frame_is_refused() -> None:
     predictor = StreamingPredictor(TinyModel())
-    predictor.perceive(frames_at(0.0), "a")
+    perceive(predictor, frames_at(0.0), "a")
     with pytest.raises(ValueError, match="not finite"):
-        predictor.perceive(
-            replace(frames_at(0.5, math.nan), bev_to_image=torch.full((1, 2, 4, 4), math.nan)), "a"
+        perceive(
+            predictor, replace(frames_at(0.5, math.nan), bev_to_image=torch.full((1, 2, 4, 4), math.nan)), "a"
         )
-    predictor.perceive(frames_at(1.0), "a")
+    perceive(predictor, frames_at(1.0), "a")
     assert predictor.last_reset is not None
     assert predictor.last_reset.startswith("the frame before stood alone (the pose is impossible")
 
 
 def test_the_rules_are_settings() -> None:
     predictor = StreamingPredictor(TinyModel(), rules=ResetRules(max_gap_s=0.2))
-    predictor.perceive(frames_at(0.0), "a")
-    predictor.perceive(frames_at(0.3), "a")
+    perceive(predictor, frames_at(0.0), "a")
+    perceive(predictor, frames_at(0.3), "a")
     assert predictor.last_reset == "0.300 s without a frame"
 
 
@@ -186,16 +195,16 @@ def test_rules_that_would_never_or_always_hold_are_refused(name: str, value: Any
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_features_that_are_not_finite_are_said_and_not_remembered(value: float) -> None:
     predictor = StreamingPredictor(TinyModel())
-    predictor.perceive(frames_at(0.0), "a")
+    perceive(predictor, frames_at(0.0), "a")
     frames = frames_at(0.5, seed=1)
     frames.images[0, 1, 2, -1, -1] = value
     with pytest.raises(DataError, match=r"the frame at 0\.5 s gave BEV features that are NaN or infinite"):
-        predictor.perceive(frames, "a")
-    boxes, found = predictor.perceive(frames_at(1.0, seed=2), "a")
+        perceive(predictor, frames, "a")
+    boxes, found = perceive(predictor, frames_at(1.0, seed=2), "a")
     assert predictor.last_reset == "the frame before gave BEV features that are NaN or infinite"
-    wanted_boxes, wanted = StreamingPredictor(predictor.model).perceive(frames_at(1.0, seed=2), "a")
+    wanted_boxes, wanted = perceive(StreamingPredictor(predictor.model), frames_at(1.0, seed=2), "a")
     torch.testing.assert_close((boxes[0].values, found), (wanted_boxes[0].values, wanted))
-    predictor.perceive(frames_at(1.5), "a")
+    perceive(predictor, frames_at(1.5), "a")
     assert predictor.last_reset is None
 
 
@@ -221,14 +230,14 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 def test_two_vehicles_are_refused() -> None:
     with pytest.raises(ValueError, match="one vehicle, got frames of 2"):
-        StreamingPredictor(TinyModel()).perceive(concatenate_frames([frames_at(0.0)] * 2), "a")
+        perceive(StreamingPredictor(TinyModel()), concatenate_frames([frames_at(0.0)] * 2), "a")
 
 
 def test_half_precision_stays_near_full() -> None:
     torch.manual_seed(0)
     model = TinyModel()
     full, half = (
-        StreamingPredictor(model, precision=p).perceive(frames_at(0.0), "a")[1]
+        perceive(StreamingPredictor(model, precision=p), frames_at(0.0), "a")[1]
         for p in ("32-true", "bf16-mixed")
     )
     assert full is not None

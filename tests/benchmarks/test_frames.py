@@ -13,7 +13,7 @@ from bevperception.checkpoints.weights import Card, save_weights
 from bevperception.config_io import config_to_dict, load_config
 from bevperception.errors import CheckpointError, ConfigError
 from bevperception.models.bevformer import BEVFormer
-from bevperception.structures import Boxes3D, CameraFrames
+from bevperception.structures import Boxes3D, CameraFrames, ModelOutputs
 from tests.benchmarks.test_model import SMALL
 
 
@@ -31,11 +31,16 @@ class Counting:
 
     def __init__(self) -> None:
         self.seen: list[float] = []
+        self.decoded = 0
 
-    def perceive(self, frames: CameraFrames, scene_token: str) -> tuple[list[Boxes3D], None]:
+    def observe(self, frames: CameraFrames, scene_token: str) -> ModelOutputs:
         assert scene_token == "drive"
         self.seen.append(float(frames.timestamps_s))
-        return [], None
+        return ModelOutputs(torch.zeros(1, 1, 1, 1), None, None)
+
+    def decode(self, outputs: ModelOutputs) -> list[Boxes3D]:
+        self.decoded += 1
+        return []
 
 
 def test_all_see_every_frame_and_the_first_do_not_count() -> None:
@@ -44,6 +49,7 @@ def test_all_see_every_frame_and_the_first_do_not_count() -> None:
     candidates = [benchmark.Candidate(str(i), p) for i, p in enumerate(predictors)]  # type: ignore[arg-type]
     costs = benchmark.measure(candidates, [drive, drive], warmup=2)
     assert all(p.seen == [0.0, 0.5, 1.0, 1.5, 2.0] for p in predictors)
+    assert [p.decoded for p in predictors] == [5, 5]
     assert [len(cost.milliseconds) for cost in costs] == [3, 3]
     cost = benchmark.FrameCost("x", [float(k) for k in range(100, 0, -1)])
     assert (cost.median_ms, cost.p95_ms) == (50.5, 96.0)

@@ -55,7 +55,7 @@ def firing(column: int) -> BEVFormer:
 def test_a_columns_name_reaches_submission_picture_and_message(column: int) -> None:
     name = ALPHABETICAL[column]
     predictor = StreamingPredictor(firing(column))
-    (boxes,), _ = predictor.perceive(random_frames(1, dtype=torch.float32), "scene")
+    (boxes,) = predictor.decode(predictor.observe(random_frames(1, dtype=torch.float32), "scene"))
     assert len(boxes) == 9
     entries = submission_boxes(boxes, IDENTITY, "token")
     assert {entry["detection_name"] for entry in entries} == {name}
