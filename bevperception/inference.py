@@ -255,8 +255,8 @@ class StreamingPredictor:
     def observe(self, frames: CameraFrames, scene_token: str) -> ModelOutputs:
         """Run the model on one frame of a data set, whose images are already the network's input.
 
-        For evaluation, which needs raw outputs; vehicles call :meth:`step`. With an impossible pose the outputs
-        are of this frame alone.
+        For evaluation, which needs raw outputs; vehicles call :meth:`step`. With an impossible pose they are
+        those of this frame alone.
 
         Args:
             frames: of one vehicle (B = 1), on any device.

@@ -1,4 +1,4 @@
-"""A recording against the ground truth, with the metrics of offline evaluation."""
+"""Evaluate a recording against the ground truth, with the metrics of offline evaluation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def reference_stamp_ns(reader: NuScenesReader, token: str) -> int:
 def evaluate_recording(
     recording: Recording, config: ExperimentConfig, reader: NuScenesReader, split: str, folder: Path
 ) -> EvaluationResult:
-    """Detection and segmentation metrics of what was published.
+    """Compute detection and segmentation metrics of published results.
 
     Samples without a result count as frames without any detection.
 
@@ -85,7 +85,7 @@ def evaluate_recording(
 def pictures_of(
     recording: Recording, config: ExperimentConfig, reader: NuScenesReader, split: str, threshold: float = 0.3
 ) -> Iterator[Image]:
-    """A picture of every sample with a result: its cameras, what was published, the ground truth.
+    """Draw every sample with a result: its cameras, the published boxes and maps, the ground truth.
 
     Args:
         recording, config, reader, split: as for :func:`evaluate_recording`.

@@ -1,4 +1,4 @@
-"""What can go wrong on a vehicle, done to the messages of a bag as they are played.
+"""Inject faults of a vehicle's sensors into the messages of a bag as they are played.
 
 A fault is written ``KIND:TARGET:FROM:TO[:VALUE]``, times in seconds since the playback began (as the bag
 counts them, loops added up); TO may be empty for the rest. TARGET is a camera (CAM_FRONT), ``cameras``,
@@ -62,7 +62,7 @@ STAMPED: Final = (
 
 @dataclass(frozen=True)
 class Played:
-    """A message to be sent.
+    """A serialised message and when it is sent.
 
     Attributes:
         time_s: when, in seconds since the playback began as the bag counts them.
@@ -78,11 +78,13 @@ class Played:
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault; see the module.
+    """One kind of fault, on one target, over a span of time; see the module.
 
     Attributes:
-        kind, target, value: what is done to what, how much.
-        begin_s, end_s: when.
+        kind: one of the kinds in the module's table.
+        target: the messages that it applies to.
+        begin_s, end_s: seconds since the playback began.
+        value: how strong it is, see the table.
     """
 
     kind: str
@@ -93,7 +95,7 @@ class Fault:
 
     @classmethod
     def parse(cls, text: str) -> Fault:
-        """A fault from its text.
+        """Parse ``KIND:TARGET:FROM:TO[:VALUE]``.
 
         Raises:
             ConfigError: if it is not written so.
@@ -112,7 +114,7 @@ class Fault:
             ) from None
 
     def hits(self, message: Played) -> bool:
-        """Whether it is to be done to a message."""
+        """Whether the fault applies to a message."""
         if not self.begin_s <= message.time_s < self.end_s:
             return False
         image = message.kind in (_COMPRESSED, _RAW)
@@ -132,7 +134,7 @@ class Fault:
 
 
 class FaultInjector:
-    """Applies faults in their order.
+    """Applies faults to messages, in the order of the faults.
 
     Args:
         faults: to apply.
@@ -151,7 +153,7 @@ class FaultInjector:
         self.done: Counter[str] = Counter()
 
     def apply(self, message: Played) -> list[Played]:
-        """What is sent instead of a message, possibly nothing."""
+        """Return the messages that are sent in place of one, possibly none."""
         sent = [message]
         for index, fault in enumerate(self._faults):
             if fault.hits(message):
@@ -189,7 +191,7 @@ class FaultInjector:
 
 
 def shifted(message: Played, shift_s: float) -> Played:
-    """A message with another stamp; those without a header at their beginning stay as they are.
+    """Shift the stamp of a message; messages that do not begin with a header stay as they are.
 
     Args:
         message: of any type.

@@ -1,4 +1,4 @@
-"""Opening rosbag2 folders for reading and writing."""
+"""Open rosbag2 folders for reading and writing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def typestore() -> Any:
 
 
 def check_place(path: Path, storage: str, overwrite: bool = False) -> None:
-    """Try whether a bag can be written, before the work for it begins; arguments as of :func:`open_writer`.
+    """Check that a bag can be written, before the work for it begins; arguments as of :func:`open_writer`.
 
     Raises:
         ConfigError: if there is something already, or the storage is unknown.
@@ -59,7 +59,7 @@ def check_place(path: Path, storage: str, overwrite: bool = False) -> None:
 
 @contextmanager
 def open_writer(path: Path, storage: str, overwrite: bool = False) -> Iterator[Any]:
-    """A new bag, which appears under its name when it is complete.
+    """Open a new bag for writing; it appears under its name when it is complete.
 
     Args:
         path: folder of the bag.
@@ -84,7 +84,7 @@ def open_writer(path: Path, storage: str, overwrite: bool = False) -> Iterator[A
 
 @contextmanager
 def open_reader(path: Path) -> Iterator[Any]:
-    """A bag for reading: a folder, or an mcap file.
+    """Open a bag for reading: a folder, or an mcap file.
 
     Raises:
         DataError: if it is missing or damaged.

@@ -1,4 +1,4 @@
-"""Messages for bags out of plain numbers."""
+"""Build messages for bags from plain numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The messages of a bag in the order and at the times at which they are to be sent."""
+"""Play a bag: its messages in the order and at the times at which they are sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GAP_S = 0.1
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """How a bag is played.
+    """Loops, topics, faults and start of a playback.
 
     Args:
         loops: how often; 0 for ever.

@@ -1,4 +1,4 @@
-"""Starting the node, a replay and a recorder as processes of this machine."""
+"""Start the node, a replay and a recorder as processes on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _END_S = 30.0
 
 
 def environment(domain: int) -> dict[str, str]:
-    """Of ROS processes on this machine alone, with room for images in shared memory.
+    """Environment variables of ROS processes on this machine alone, with room for images in shared memory.
 
     Args:
         domain: ROS domain.

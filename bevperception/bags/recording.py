@@ -1,4 +1,4 @@
-"""What the node published, read back from a bag."""
+"""Read the results that the node published back from a bag."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LATENCY_P95 = "latency p95"
 
 @dataclass(frozen=True)
 class Recording:
-    """Results by stamp in nanoseconds.
+    """The node's results by stamp in nanoseconds.
 
     Attributes:
         objects: boxes in base_link, best first, as published.
@@ -40,7 +40,7 @@ class Recording:
     latency_p95_ms: list[float] = field(default_factory=list)
 
     def probabilities(self, stamp_ns: int, classes: tuple[str, ...]) -> Tensor | None:
-        """Segmentation of one instant.
+        """Segmentation probabilities of one instant.
 
         Args:
             stamp_ns: of the result.
@@ -65,7 +65,7 @@ def read_recording(path: Path) -> Recording:
     Raises:
         DataError: if it is no bag, or has no results' topic.
     """
-    found = Recording({}, {}, {})
+    recording = Recording({}, {}, {})
     with open_reader(path) as reader:
         topics = [connection.topic for connection in reader.connections]
         if not any(topic.endswith(OBJECTS_TOPIC) for topic in topics):
@@ -76,12 +76,12 @@ def read_recording(path: Path) -> Recording:
             topic = connection.topic
             if topic.endswith(OBJECTS_TOPIC):
                 message = reader.deserialize(data, connection.msgtype)
-                found.objects[stamp_ns_of(message.header)] = boxes_of_rows(object_rows_of(message))
+                recording.objects[stamp_ns_of(message.header)] = boxes_of_rows(object_rows_of(message))
             elif SEGMENTATION_TOPIC in topic:
                 message = reader.deserialize(data, connection.msgtype)
                 cells = np.asarray(message.data, dtype=np.int8)
                 grid = cells.reshape(message.info.height, message.info.width)
-                layers = found.segmentation.setdefault(stamp_ns_of(message.header), {})
+                layers = recording.segmentation.setdefault(stamp_ns_of(message.header), {})
                 layers[topic.rsplit("/", 1)[1]] = grid
             elif topic == DIAGNOSTICS_TOPIC:
                 message = reader.deserialize(data, connection.msgtype)
@@ -89,7 +89,7 @@ def read_recording(path: Path) -> Recording:
                     values = {pair.key: pair.value for pair in status.values}
                     level = str(int(np.asarray(status.level).reshape(-1)[0]))
                     name = status.name.partition(": ")[2]
-                    found.diagnostics[name] = {"level": level, "message": status.message, **values}
+                    recording.diagnostics[name] = {"level": level, "message": status.message, **values}
                     if name == "timing" and LATENCY_P95 in values:
-                        found.latency_p95_ms.append(float(values[LATENCY_P95].removesuffix(" ms")))
-    return found
+                        recording.latency_p95_ms.append(float(values[LATENCY_P95].removesuffix(" ms")))
+    return recording

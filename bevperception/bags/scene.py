@@ -1,4 +1,4 @@
-"""A nuScenes-format scene as a rosbag2: cameras, calibration, TF, odometry, sweeps and ground truth.
+"""Write a nuScenes-format scene as a rosbag2: cameras, calibration, TF, odometry, sweeps and ground truth.
 
 | topic | type |
 | --- | --- |
@@ -40,7 +40,7 @@ _TWIST_GAP_S = 1.5
 
 @dataclass(frozen=True)
 class BagOptions:
-    """What goes into the bag.
+    """Which images go into the bag, and how it is stored.
 
     Args:
         storage: mcap or sqlite3.
@@ -134,12 +134,12 @@ class _SceneMessages:
         self._mounts = {c: self._mount(c) for c in self._records}
 
     def events(self) -> Iterator[_Event]:
-        """In the order of their stamps; odometry before what needs it."""
-        found = [*self._odometry(), *self._sweeps(), *self._truth()]
-        found.append(self._static(min(event.stamp_ns for event in found)))
+        """Yield all messages in the order of their stamps; odometry before the images that need it."""
+        events = [*self._odometry(), *self._sweeps(), *self._truth()]
+        events.append(self._static(min(event.stamp_ns for event in events)))
         for channel in self._channels:
-            found += self._images(channel)
-        yield from sorted(found, key=lambda event: (event.stamp_ns, event.order))
+            events += self._images(channel)
+        yield from sorted(events, key=lambda event: (event.stamp_ns, event.order))
 
     def calibration(self) -> dict[str, Any]:
         """Content of the calibration file."""
@@ -161,13 +161,13 @@ class _SceneMessages:
         last = self._reader.nusc.get("sample", self._scene.sample_tokens[-1])
         end = self._reader.sensor_data(last, channel)["timestamp"]
         record = self._reader.sensor_data(sample, channel)
-        found = [record]
+        records = [record]
         while record["next"]:
             record = self._reader.nusc.get("sample_data", record["next"])
             if record["timestamp"] > end:
                 break
-            found.append(record)
-        return found
+            records.append(record)
+        return records
 
     def _chosen(self, channel: str) -> list[dict[str, Any]]:
         return [r for r in self._records[channel] if self._options.sweeps or r["is_key_frame"]]
@@ -183,7 +183,7 @@ class _SceneMessages:
         return dict(mounts[0])
 
     def _odometry(self) -> Iterator[_Event]:
-        """Poses of all records, once a stamp."""
+        """Yield the pose of every stamp once, as odometry and as TF."""
         poses: dict[int, dict[str, Any]] = {}
         for records in self._records.values():
             for record in records:

@@ -1,4 +1,4 @@
-"""The CAN-bus vector of a sample: from the CAN-bus expansion, or its equivalent from ego poses.
+"""Read the CAN-bus vector of a sample from the CAN-bus expansion, or compute it from ego poses.
 
 Layout as in :mod:`bevperception.can_bus`. Accelerations include gravity (some 9.8 along z at rest), as the
 IMU of the data set measures them; velocity, acceleration and rotation rate are in the ego frame.
@@ -42,7 +42,7 @@ _Array = NDArray[np.float64]
 
 
 class CanBusReader:
-    """CAN-bus vectors of samples.
+    """Reads CAN-bus vectors of samples.
 
     Args:
         reader: open tables.
@@ -166,7 +166,7 @@ def _message_row(message: dict[str, Any]) -> list[float]:
 def ego_motion(
     before: TimedPose | None, here: TimedPose, after: TimedPose | None
 ) -> tuple[_Array, _Array, _Array]:
-    """Acceleration, rotation rate and velocity at a pose, by finite differences to its neighbours.
+    """Compute acceleration, rotation rate and velocity at a pose, by finite differences to its neighbours.
 
     Args:
         before, after: neighbours in time, None where there is none.
@@ -206,7 +206,7 @@ def _seconds(pose: TimedPose) -> float:
 def with_ego_pose(
     measured: Tensor, translation_m: Tensor, quaternion_wxyz: Tensor, published_orientation: bool = False
 ) -> Tensor:
-    """A CAN-bus vector with the sample's own ego pose in the slots of position, orientation and yaw.
+    """Put the sample's ego pose into the slots of position, orientation and yaw of a CAN-bus vector.
 
     Source: BEVFormer, datasets/nuscenes_dataset.py, get_data_info.
 

@@ -34,7 +34,7 @@ _GRID_MASK, _CAMERA_DROPOUT = 1, 2
 
 @dataclass(frozen=True)
 class SkippedBatch:
-    """What a batch becomes when none of its samples could be read; false in a condition.
+    """Stands for a batch of which no sample could be read; false in a condition.
 
     Attributes:
         skipped: all of its samples.
@@ -148,8 +148,8 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
             current if t is None else self._frames(self.reader.sample(t), choice, present) for t in others
         ]
         if self.augmentation is not None and self.augmentation.grid_mask > 0:
-            own = np.random.default_rng((self.seed, draw, index, _GRID_MASK))  # of this frame alone
-            mask = random_grid_mask(self.data.image_size, self.augmentation.grid_mask, own)
+            frame_rng = np.random.default_rng((self.seed, draw, index, _GRID_MASK))  # of this frame alone
+            mask = random_grid_mask(self.data.image_size, self.augmentation.grid_mask, frame_rng)
             if mask is not None:
                 current = replace(current, images=self._images.blot(current.images, mask))
         return Batch(
@@ -180,20 +180,20 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
             return []
         drop = self.data.history_sampling == "drop_one"
         wanted, stride = self.history + int(drop), self.data.history_stride
-        found: list[str | None] = list(self.reader.previous(token, wanted * stride)[stride - 1 :: stride])
-        found += [None] * (wanted - len(found))
+        tokens: list[str | None] = list(self.reader.previous(token, wanted * stride)[stride - 1 :: stride])
+        tokens += [None] * (wanted - len(tokens))
         if drop:
-            del found[int(rng.integers(wanted))]
+            del tokens[int(rng.integers(wanted))]
         # Missing frames are always the oldest, so that a memory starts once and is not torn.
-        return found[::-1]
+        return tokens[::-1]
 
     def _later(self, token: str) -> list[str | None]:
         """Tokens of the queue's later frames in order of time; None where the scene has none."""
         if self.future == 0:
             return []
         stride = self.data.history_stride
-        found = self.reader.following(token, self.future * stride)[stride - 1 :: stride]
-        return [*found, *[None] * (self.future - len(found))]
+        tokens = self.reader.following(token, self.future * stride)[stride - 1 :: stride]
+        return [*tokens, *[None] * (self.future - len(tokens))]
 
     def _frames(self, sample: SampleRecord, choice: AugmentationDraw, present: Tensor | None) -> CameraFrames:
         width, height = self._images.size
@@ -239,7 +239,7 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
 
 
 def _refuse_faulty(reader: NuScenesReader, tokens: Sequence[str]) -> None:
-    """Stop now for samples whose tables are damaged, not when a long run comes to them."""
+    """Raise for samples whose tables are damaged before the run begins, not in the middle of it."""
     faulty = reader.faulty(tokens)
     if faulty:
         token, reason = next(iter(faulty.items()))
@@ -251,7 +251,7 @@ def _refuse_faulty(reader: NuScenesReader, tokens: Sequence[str]) -> None:
 
 
 def attribute_indices(labels: Tensor, names: Sequence[str]) -> Tensor:
-    """Attributes as the perspective head counts them.
+    """Convert attribute names to the perspective head's indices.
 
     Args:
         labels: (n,) detection classes.
@@ -261,19 +261,19 @@ def attribute_indices(labels: Tensor, names: Sequence[str]) -> Tensor:
         (n,) int64 position in the class's ``taxonomy.ATTRIBUTES``, -1 where it is not among them.
     """
     allowed = [ATTRIBUTES[DETECTION_CLASSES[label]] for label in labels.tolist()]
-    found = [a.index(name) if name in a else -1 for a, name in zip(allowed, names, strict=True)]
-    return torch.tensor(found, dtype=torch.long)
+    indices = [a.index(name) if name in a else -1 for a, name in zip(allowed, names, strict=True)]
+    return torch.tensor(indices, dtype=torch.long)
 
 
 def without_queue(data: DataConfig) -> DataConfig:
-    """The same settings for single frames, whose history is the model's memory."""
+    """Change settings to single frames, without a queue: history is then the model's memory."""
     return replace(data, history=0, future=0)
 
 
 def build_dataset(
     reader: NuScenesReader, config: ExperimentConfig, split: str | Sequence[SceneRecord], training: bool
 ) -> NuScenesDataset:
-    """The data set that a model of this configuration trains on or is evaluated on.
+    """Build the data set that a model of this configuration trains on or is evaluated on.
 
     Args:
         reader: open tables.
@@ -325,7 +325,7 @@ def init_worker(worker_id: int) -> None:
 
 
 def collate(samples: Sequence[Batch | BadSample]) -> Batch | SkippedBatch:
-    """Join samples to a batch; bad ones are left out and named in ``skipped``.
+    """Collate samples to a batch; bad ones are left out and named in ``skipped``.
 
     Args:
         samples: from :class:`NuScenesDataset`; all with equally long histories.

@@ -1,4 +1,4 @@
-"""GridMask (Chen et al., 2020): squares of a grid are blotted out of the images while training."""
+"""GridMask augmentation (Chen et al., 2020): erase the squares of a grid from training images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROBABILITY = 0.7
 def grid_mask(
     size: tuple[int, int], period_px: int, start: tuple[int, int], ratio: float = 0.5
 ) -> NDArray[np.float32]:
-    """What is kept: stripes of a grid; the squares between them are lost.
+    """Make a mask that keeps the stripes of a grid and erases the squares between them.
 
     Args:
         size: (height, width) of the image.
@@ -44,7 +44,7 @@ def _stripes(length: int, period_px: int, first: int, width_px: int) -> NDArray[
 
 
 def random_grid_mask(size: tuple[int, int], probability: float, rng: np.random.Generator) -> Tensor | None:
-    """A mask for all cameras of a frame, or None.
+    """Draw one mask for all cameras of a frame, or None.
 
     Args:
         size: (height, width) of the images.

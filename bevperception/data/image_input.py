@@ -1,4 +1,4 @@
-"""From camera images to the network's input: one place for training, evaluation and the vehicle."""
+"""Convert camera images to the network's input, alike in training, in evaluation and on the vehicle."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ImageInput:
         self.size = (width, height)
 
     def plan(self, source: tuple[int, int], draw: ImageDraw | None = None) -> ImageFit:
-        """How an image of this size becomes the input.
+        """Plan the resize, cut and padding of an image of this size.
 
         Args:
             source: (width, height) of the image file or camera.
@@ -66,7 +66,7 @@ class ImageInput:
         return not (self._published or self._published_v2)
 
     def normalise(self, frames: CameraFrames) -> CameraFrames:
-        """Frames with normalised float32 images.
+        """Normalise images of frames that are pixels yet, to float32.
 
         Args:
             frames: (B, N, 3, H, W) images, uint8 pixels or normalised already; on any device.
@@ -77,7 +77,7 @@ class ImageInput:
         return replace(frames, images=frames.images.float().sub_(mean).mul_(scale))
 
     def blot(self, images: Tensor, mask: Tensor) -> Tensor:
-        """Images or pixels (..., 3, H, W) with the mean colour where ``mask`` (H, W) is 0."""
+        """Fill images or pixels (..., 3, H, W) with the mean colour where ``mask`` (H, W) is 0."""
         if images.is_floating_point():
             return images * mask
         return torch.where(mask > 0, images, self._mean.round().to(images.dtype))
@@ -89,7 +89,7 @@ class ImageInput:
     def write(
         self, image: NDArray[np.uint8], fit: ImageFit, out: Tensor, colour: Colour | None = None
     ) -> None:
-        """Make one camera's input.
+        """Write one camera's image into the network's input.
 
         Args:
             image: (height, width, 3) BGR as decoded, full size or reduced by :meth:`reduction`.

@@ -1,4 +1,4 @@
-"""Reading image files: at reduced scale where that is enough, and never silently damaged."""
+"""Read image files, at reduced scale where that is enough; damaged files are errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading in worker processes: an unreadable sample stops the run with its own message, or is skipped."""
+"""Load samples in worker processes: an unreadable sample stops the run with a message, or is skipped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OnBad = Literal["leave_out", "replace", "vacate"]
 
 
 class SampleSource(Protocol):
-    """What loading asks of a data set; :class:`bevperception.data.dataset.NuScenesDataset` is one."""
+    """Interface of a data set to load from; :class:`bevperception.data.dataset.NuScenesDataset` has it."""
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -80,32 +80,32 @@ class Fetcher(Dataset[Any]):
         asked = [self[item] for item in items]
         if self.on_bad == "leave_out":
             return asked
-        found: list[Batch | BadSample | Failure] = []
+        samples: list[Batch | BadSample | Failure] = []
         for place, (item, sample) in enumerate(zip(items, asked, strict=True)):
             if self.on_bad == "vacate" and isinstance(sample, Batch):
                 sample = replace(sample, places=[place])
-            found.append(sample)
+            samples.append(sample)
             if self.on_bad == "replace" and isinstance(sample, BadSample):
-                found += self._stand_in(item, sample)
+                samples += self._stand_in(item, sample)
         if self.on_bad == "vacate" and all(isinstance(sample, BadSample) for sample in asked):
             *others, last = self._stand_in(items[0], asked[0])
-            found += [*others, replace(last, places=[]) if isinstance(last, Batch) else last]
-        return found
+            samples += [*others, replace(last, places=[]) if isinstance(last, Batch) else last]
+        return samples
 
     def _stand_in(
         self, item: tuple[int, int], bad: Batch | BadSample | Failure
     ) -> list[Batch | BadSample | Failure]:
-        """Records of the samples that were drawn and are bad too, and then one that is not.
+        """Draw samples in place of a bad one until one is good; return all that were drawn.
 
         The sample after a bad one would be the nearest, but it would be seen twice an epoch.
         """
         index, draw = item
-        found = [bad]
+        samples = [bad]
         for other in np.random.default_rng((draw, index)).integers(len(self.source), size=MAX_REPLACEMENTS):
-            found.append(self[int(other), draw])
-            if not isinstance(found[-1], BadSample):
-                return found[1:]
-        last = found[-1]
+            samples.append(self[int(other), draw])
+            if not isinstance(samples[-1], BadSample):
+                return samples[1:]
+        last = samples[-1]
         assert isinstance(last, BadSample)
         error = DataError(
             f"{MAX_REPLACEMENTS} samples drawn in a row cannot be read; the last: {last.reason}\n"
@@ -115,7 +115,7 @@ class Fetcher(Dataset[Any]):
 
 
 def collate_or_fail(samples: Sequence[Batch | BadSample | Failure]) -> Loaded:
-    """:func:`~bevperception.data.dataset.collate`, but the first failure wins."""
+    """Collate samples (:func:`~bevperception.data.dataset.collate`), or return the first failure."""
     good: list[Batch | BadSample] = []
     for sample in samples:
         if isinstance(sample, Failure):
@@ -127,7 +127,7 @@ def collate_or_fail(samples: Sequence[Batch | BadSample | Failure]) -> Loaded:
 
 
 def _shared(batch: Batch) -> Batch | Failure:
-    """A batch on its way out of a worker.
+    """Move a batch to shared memory, to leave its worker.
 
     The queue to the main process would share it, too. But where there is no room the queue's thread drops
     it, and the main process waits for it without end.
@@ -151,7 +151,7 @@ def build_loader(
     pin_memory: bool = False,
     on_bad: OnBad = "leave_out",
 ) -> DataLoader[Any]:
-    """A loader over given batches, in their order.
+    """Build a loader over given batches, in their order.
 
     Args:
         source: the samples.
@@ -174,7 +174,7 @@ def build_loader(
 
 
 def require_loaded(loaded: Loaded) -> Batch | SkippedBatch:
-    """The batch, or the error that kept it from being loaded.
+    """Return the batch, or raise the error that kept it from being loaded.
 
     Raises:
         BevError: what the loader process met.

@@ -78,7 +78,7 @@ class _GroundFrame:
 
 
 def expansion_path(root: Path, location: str) -> Path:
-    """Where the map expansion of a location lies: ``maps/expansion/{location}.json``.
+    """Path of a location's map expansion: ``maps/expansion/{location}.json``.
 
     Raises:
         DataError: the location is not a valid name.
@@ -89,7 +89,7 @@ def expansion_path(root: Path, location: str) -> Path:
 
 @lru_cache(maxsize=16)
 def load_map(root: Path, location: str, divider_width_m: float) -> dict[str, Layer] | None:
-    """The map classes of a location, kept in memory once loaded.
+    """Load the map classes of a location; they are kept in memory.
 
     Args:
         root: data root.
@@ -187,7 +187,7 @@ class SegmentationLabels:
                 load_map(self._root, location, self._divider_width_m)
 
     def draw(self, location: str, bev_to_global: Tensor, vehicles: Tensor) -> tuple[Tensor, Tensor]:
-        """The labels of one sample.
+        """Draw the labels of one sample.
 
         Args:
             location: of the sample's log.

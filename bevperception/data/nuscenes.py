@@ -1,4 +1,4 @@
-"""Reading nuScenes-format data over the unmodified devkit.
+"""Read nuScenes-format data with the unmodified devkit.
 
 The reference of a sample is its LIDAR_TOP key frame: the ego pose at that instant defines the BEV frame
 (`ego`, or `lidar` through the sensor's mounting). Every camera has an ego pose of its own, at its own
@@ -34,7 +34,7 @@ _CLASS_INDEX = {name: index for index, name in enumerate(DETECTION_CLASSES)}
 
 @dataclass(frozen=True)
 class CameraRecord:
-    """One camera of one sample.
+    """Image file, calibration and pose of one camera of a sample.
 
     Attributes:
         channel: for example CAM_FRONT.
@@ -66,7 +66,7 @@ class CameraRecord:
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """One key frame.
+    """Cameras and poses of one key frame.
 
     Attributes:
         token, scene_token: nuScenes tokens.
@@ -109,7 +109,7 @@ class Annotations:
 
 @dataclass(frozen=True)
 class SceneRecord:
-    """One scene.
+    """Name, location and samples of one scene.
 
     Attributes:
         token, name: of the scene.
@@ -206,8 +206,8 @@ class NuScenesReader:
         channels = self.nusc.get("sample", token)["data"]
         for channel in wanted:
             if channel not in channels:
-                there = ", ".join(channels) or "none at all"
-                return f"sample {token} has no key frame of {channel}; it has {there}"
+                existing = ", ".join(channels) or "none at all"
+                return f"sample {token} has no key frame of {channel}; it has {existing}"
         for channel in self.config.cameras:
             mount = self.nusc.get("sample_data", channels[channel])["calibrated_sensor_token"]
             if mount not in self._camera_mounts:
@@ -219,11 +219,11 @@ class NuScenesReader:
 
     def faulty(self, tokens: Iterable[str]) -> dict[str, str]:
         """The samples that cannot be used, with the reason; see :meth:`fault`."""
-        found = ((token, self.fault(token)) for token in tokens)
-        return {token: reason for token, reason in found if reason is not None}
+        faults = ((token, self.fault(token)) for token in tokens)
+        return {token: reason for token, reason in faults if reason is not None}
 
     def sample(self, token: str) -> SampleRecord:
-        """Calibration, poses and image files of a sample.
+        """Read calibration, poses and image files of a sample.
 
         Args:
             token: sample token.
@@ -251,7 +251,7 @@ class NuScenesReader:
         )
 
     def annotations(self, sample: SampleRecord) -> Annotations:
-        """Boxes of the ten detection classes and of all vehicles, with at least ``min_points`` points.
+        """Read boxes of the ten detection classes and of all vehicles, with at least ``min_points`` points.
 
         Args:
             sample: from :meth:`sample`.
@@ -379,7 +379,7 @@ class NuScenesReader:
 
 
 def _boxes_in_bev(rows: Tensor, bev_to_global: Tensor) -> Tensor:
-    """nuScenes rows (centre 3, size w l h, quaternion 4, velocity 3; global) to (n, 9) BEV box rows.
+    """Convert nuScenes rows (centre 3, size w l h, quaternion 4, velocity 3; global) to (n, 9) BEV box rows.
 
     The full rotation is used: heading and velocity are turned in 3D, then their planar part is kept.
     """

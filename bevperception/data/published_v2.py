@@ -1,4 +1,4 @@
-"""The published BEVFormer v2's way of making the network's input out of an image.
+"""Make the network's input of an image as the published BEVFormer v2 does.
 
 Source: CropResizeFlipImage of BEVFormer, datasets/pipelines/augmentation.py: the top of the image is cut
 off, the rest resized bicubically by Pillow. Where the published code mirrors pixels, leaves the matrices

@@ -1,4 +1,4 @@
-"""Exact rasterisation of polygons: a cell is on when its centre lies inside.
+"""Rasterise polygons exactly: a cell is on when its centre lies inside.
 
 Edges are directed: exteriors counter-clockwise, holes clockwise. A scan line through a row's centres
 crosses edges; the sum of their directions to the left of a cell is the number of polygons around it, so

@@ -1,4 +1,4 @@
-"""Which scenes a split names: the predefined splits of nuScenes or the data set's own ``splits.json``."""
+"""Look up the scenes of a split: predefined by nuScenes, or named in the data set's ``splits.json``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _VERSION_SUFFIX = {
 
 
 def custom_splits(version_folder: Path) -> dict[str, list[str]]:
-    """The splits that a data set defines itself.
+    """Read the splits that a data set defines in ``splits.json``.
 
     Args:
         version_folder: folder of the tables, which may hold ``splits.json``.
@@ -64,14 +64,14 @@ def usable_splits(version_folder: Path, scenes_present: Sequence[str]) -> dict[s
     """
     present = set(scenes_present)
     predefined = create_splits_scenes()
-    found: dict[str, tuple[int, int]] = {}
+    usable: dict[str, tuple[int, int]] = {}
     for name, scenes in {**custom_splits(version_folder), **predefined}.items():
         if name in predefined and not version_folder.name.endswith(_VERSION_SUFFIX[name]):
             continue
         here = len(present.intersection(scenes))
         if here:
-            found[name] = (here, len(set(scenes)))
-    return found
+            usable[name] = (here, len(set(scenes)))
+    return usable
 
 
 def describe_splits(version_folder: Path, scenes_present: Sequence[str]) -> str:
@@ -81,10 +81,10 @@ def describe_splits(version_folder: Path, scenes_present: Sequence[str]) -> str:
         version_folder: folder of the tables.
         scenes_present: scene names in the tables.
     """
-    found = usable_splits(version_folder, scenes_present)
-    if found:
+    usable = usable_splits(version_folder, scenes_present)
+    if usable:
         return "splits here: " + ", ".join(
-            f"{name} ({here} of {all_})" for name, (here, all_) in found.items()
+            f"{name} ({here} of {all_})" for name, (here, all_) in usable.items()
         )
     example = scenes_present[0] if scenes_present else "scene-0001"
     return f'no split has a scene here; write {version_folder / "splits.json"}: {{"my_split": ["{example}"]}}'
@@ -109,14 +109,14 @@ def scenes_of_split(split: str, version_folder: Path, scenes_present: list[str])
     names = set(predefined[split] if split in predefined else custom[split])
     if split in predefined and split in custom:
         _refuse_other_meaning(split, custom[split], names, version_folder, scenes_present)
-    found = [name for name in scenes_present if name in names]
-    if not found:
+    scenes = [name for name in scenes_present if name in names]
+    if not scenes:
         shown = ", ".join(scenes_present[:8]) + (" ..." if len(scenes_present) > 8 else "")
         raise DataError(
             f"split {split!r} has no scene in {version_folder}; scenes there: {shown or 'none'}\n"
             f"{describe_splits(version_folder, scenes_present)}"
         )
-    return found
+    return scenes
 
 
 def _refuse_other_meaning(

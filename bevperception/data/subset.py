@@ -1,4 +1,4 @@
-"""A small data set cut from a large one: the first key frames of a scene, as tables of their own.
+"""Cut a small data set from a large one: the first key frames of a scene, with complete tables.
 
 The pictures, maps and CAN-bus files are linked, not copied; the source is only read.
 """

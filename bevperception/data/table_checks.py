@@ -1,4 +1,4 @@
-"""The check of nuScenes' tables, before the devkit sees them: what is damaged, and which samples that costs.
+"""Check nuScenes' tables before the devkit reads them: which records are damaged, which samples are lost.
 
 Every damaged record is found and named; records that cannot be used are taken out, so that the devkit, which
 trusts its tables, opens the rest. Samples that a damaged record belongs to are lost. Damage that cannot be
@@ -77,7 +77,7 @@ class Damage:
 
 @dataclass
 class CheckedTables:
-    """What :func:`check_tables` found.
+    """The sound records, and the damage that :func:`check_tables` took out.
 
     Attributes:
         tables: records that can be used; changed in place.
@@ -111,7 +111,7 @@ def check_tables(tables: Tables) -> CheckedTables:
 
 
 def show(value: object) -> str:
-    """A value of any size as a few printable characters."""
+    """Shorten a value of any size to a few printable characters."""
     return _SHORT.repr(value)
 
 
@@ -131,7 +131,7 @@ class _Check:
         self._columns: dict[tuple[str, str], list[Any]] = {}
 
     def tokens(self, table: str) -> None:
-        """Every record needs a token of its own; of several records with one token the first stays."""
+        """Check that tokens are unique; of several records with one token the first stays."""
         records = self.tables[table]
         column = self._column(table, "token")
         rule = file_token()
@@ -143,22 +143,22 @@ class _Check:
         self._sound[table] = set(column)
         if len(self._sound[table]) == len(column):
             return
-        seen: set[str] = set()
+        known: set[str] = set()
         faults: dict[int, str] = {}
         for row, token in enumerate(column):
-            if token in seen:
+            if token in known:
                 faults[row] = self._say(table, token, "token", "is that of an earlier record too", _EDITED)
-            seen.add(token)
+            known.add(token)
         if table in _WHOLE:
             self.result.fatal += faults.values()
         self._take_out(table, faults, duplicates=True)
 
     def records(self, table: str) -> None:
-        """The fields of a table, then how its records fit together."""
+        """Check the fields of a table, then how its records fit together."""
         records = self.tables[table]
         faults: dict[int, str] = {}
         for field_name, rule in table_rules(table, self._sound).items():
-            self._judge(table, field_name, rule, None, faults)
+            self._find_faults(table, field_name, rule, None, faults)
         if table in _WHOLE and faults:
             self.result.fatal += faults.values()
             return
@@ -169,7 +169,7 @@ class _Check:
             cameras = self.result.cameras
             rows = [r for r, mount in enumerate(mounts) if isinstance(mount, str) and mount in cameras]
             for field_name, rule in CAMERA_RULES.items():
-                self._judge(table, field_name, rule, rows, faults)
+                self._find_faults(table, field_name, rule, rows, faults)
             self._pictures(rows, faults)
         if table == "sample_annotation":
             self._attributes(records, faults)
@@ -195,10 +195,10 @@ class _Check:
             self._columns[key] = column_of(self.tables[table], field_name)
         return self._columns[key]
 
-    def _judge(
+    def _find_faults(
         self, table: str, field_name: str, rule: Rule, rows: Sequence[int] | None, faults: dict[int, str]
     ) -> None:
-        """Add the first fault of every record, or of those at ``rows``, that has none yet."""
+        """Find the first fault of every record, or of those at ``rows``, that has none yet."""
         column = self._column(table, field_name)
         chosen = column if rows is None else [column[row] for row in rows]
         for place in bad_rows(rule, chosen):
@@ -325,14 +325,16 @@ class _Check:
         """Every scene is one chain of all of its samples, in order of time; else those are lost."""
         faults: dict[int, str] = {}
         for field_name, rule in CHAIN_RULES.items():
-            self._judge("sample", field_name, rule, None, faults)
+            self._find_faults("sample", field_name, rule, None, faults)
         bad = {self.tables["sample"][row]["token"]: sentence for row, sentence in faults.items()}
-        own: dict[str, dict[str, Record]] = {record["token"]: {} for record in self.tables["scene"]}
+        samples_by_scene: dict[str, dict[str, Record]] = {
+            record["token"]: {} for record in self.tables["scene"]
+        }
         for record in self.tables["sample"]:
-            own[record["scene_token"]][record["token"]] = record
+            samples_by_scene[record["scene_token"]][record["token"]] = record
         names: set[str] = set()
         for scene in self.tables["scene"]:
-            samples = own[scene["token"]]
+            samples = samples_by_scene[scene["token"]]
             if scene["name"] in names:
                 fault = "is that of an earlier scene too"
                 self.result.fatal.append(self._say("scene", scene["token"], "name", fault, _EDITED))
@@ -343,11 +345,11 @@ class _Check:
             damaged = next((bad[token] for token in samples if token in bad), None)
             sentence = damaged or self._chain_fault(scene, samples)
             if sentence is not None:
-                self._give_up(scene, samples, sentence)
+                self._lose_scene(scene, samples, sentence)
 
     def _chain_fault(self, scene: Record, samples: Mapping[str, Record]) -> str | None:
         """What keeps the links from being one chain through a scene's samples; None if nothing does."""
-        seen: set[str] = set()
+        visited: set[str] = set()
         before: Record | None = None
         source, source_field = ("scene", scene["token"]), "first_sample_token"
         token = scene.get("first_sample_token", MISSING)
@@ -355,11 +357,11 @@ class _Check:
             fault = None
             if not isinstance(token, str) or token not in samples:
                 fault = f"must be the token of a sample of scene {show(scene['name'])}, got {show(token)}"
-            elif token in seen:
+            elif token in visited:
                 fault = f"leads back to {show(token)}: the chain of samples is a circle"
             if fault is not None:
                 return self._say(*source, source_field, fault, _EDITED)
-            seen.add(token)
+            visited.add(token)
             record = samples[token]
             previous = "" if before is None else before["token"]
             if record["prev"] != previous:
@@ -371,12 +373,12 @@ class _Check:
                 fault = f"must be later than {before['timestamp']}, that of the sample before it, got "
                 return self._say("sample", token, "timestamp", f"{fault}{record['timestamp']}", _EDITED)
             before, source, source_field, token = record, ("sample", token), "next", record["next"]
-        if len(seen) < len(samples):
-            fault = f"ends the chain after {len(seen)} of the scene's {len(samples)} samples"
+        if len(visited) < len(samples):
+            fault = f"ends the chain after {len(visited)} of the scene's {len(samples)} samples"
             return self._say(*source, source_field, fault, _EDITED)
         return None
 
-    def _give_up(self, scene: Record, samples: Mapping[str, Record], sentence: str) -> None:
+    def _lose_scene(self, scene: Record, samples: Mapping[str, Record], sentence: str) -> None:
         """Lose all samples of a scene; chain them in the table's order, so that the chain has an end."""
         records = list(samples.values())
         for place, record in enumerate(records):
@@ -402,13 +404,13 @@ class _Check:
         pairs = list(zip(samples, which, strict=True))
         if len(set(pairs)) == len(pairs):
             return
-        seen: set[tuple[str, str]] = set()
+        known: set[tuple[str, str]] = set()
         faults: dict[int, str] = {}
         for row, pair in zip(rows, pairs, strict=True):
-            if pair in seen:
+            if pair in known:
                 text = f"{show(records[row][of])} {fault} in sample {show(pair[0])}"
                 faults[row] = self._say(table, records[row]["token"], of, text, _EDITED)
-            seen.add(pair)
+            known.add(pair)
         self._take_out(table, faults)
 
     def _links(self, table: str, of: str, groups: Mapping[str, str] | None) -> None:

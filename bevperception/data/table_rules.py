@@ -1,4 +1,4 @@
-"""What every field of nuScenes' tables must be: the one list of rules for reader and doctor.
+"""The rules for every field of nuScenes' tables, for reader and doctor.
 
 A rule judges a whole column at once, since the largest tables have millions of rows; :func:`bad_rows` finds
 the rows that break it. Format: nuScenes devkit, docs/schema_nuscenes.md; only fields that are read are here.
@@ -53,7 +53,7 @@ MISSING: Final = _Missing()
 
 @dataclass(frozen=True)
 class Rule:
-    """What the values of one column must be.
+    """A rule that every value of a column must keep.
 
     Attributes:
         wanted: completes "FIELD must be ...".
@@ -92,18 +92,18 @@ def bad_rows(rule: Rule, column: Sequence[Any]) -> list[int]:
         rule: one that a column keeps if each of its values does.
         column: values of any type.
     """
-    found: list[int] = []
+    bad: list[int] = []
     parts = [(0, len(column))]
     while parts:
         start, end = parts.pop()
         if start == end or is_good(rule, column[start:end]):
             continue
         if end - start == 1:
-            found.append(start)
+            bad.append(start)
             continue
         middle = (start + end) // 2
         parts += [(middle, end), (start, middle)]
-    return found
+    return bad
 
 
 def _types(values: Iterable[Any]) -> set[type]:
@@ -265,7 +265,7 @@ def table_rules(table: str, sound: Mapping[str, Collection[str]]) -> dict[str, R
         sound: tokens of the usable records of the tables that this one refers to.
     """
     time, place = time_us(), vector(3, MAX_COORDINATE_M)
-    own: dict[str, dict[str, Rule]] = {
+    rules: dict[str, dict[str, Rule]] = {
         "category": {"name": name()},
         "attribute": {"name": name()},
         "visibility": {},
@@ -301,7 +301,7 @@ def table_rules(table: str, sound: Mapping[str, Collection[str]]) -> dict[str, R
             "num_radar_pts": whole_number(0, 10**9),
         },
     }
-    return own[table]
+    return rules[table]
 
 
 CHAIN_RULES: Final = {"timestamp": time_us(), "prev": link(), "next": link()}

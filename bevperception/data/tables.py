@@ -1,4 +1,4 @@
-"""Opening nuScenes' tables: read once, checked, then given to the unmodified devkit."""
+"""Open nuScenes' tables: read them once, check them, then give them to the unmodified devkit."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ def open_tables(root: Path, version: str) -> OpenTables:
         raise DataError(f"data root {root} does not exist; set data.root to the folder that holds {version}/")
     folder = root / version
     if not folder.is_dir():
-        there = sorted(p.parent.name for p in root.glob("*/sample_data.json"))
+        versions = sorted(p.parent.name for p in root.glob("*/sample_data.json"))
         raise DataError(
             f"{root} has no version {version!r}; set data.version\n"
-            f"versions there: {', '.join(there) or 'none'}"
+            f"versions there: {', '.join(versions) or 'none'}"
         )
     with _without_garbage_collection():
         tables, problems = read_tables(folder)

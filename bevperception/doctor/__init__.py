@@ -1,4 +1,4 @@
-"""Says what is installed, which operators run, and whether a data root can be used.
+"""Report what is installed, which operators run, and whether a data root can be used.
 
     python -m bevperception.doctor
     python -m bevperception.doctor /data/nuscenes --version v1.0-mini

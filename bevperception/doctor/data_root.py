@@ -1,4 +1,4 @@
-"""Whether a nuScenes-format data root can be used, and what is missing from it."""
+"""Check whether a nuScenes-format data root can be used, and what is missing from it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Finding:
 
 
 def check_data_root(root: Path, version: str | None, cameras: Sequence[str]) -> Iterator[Finding]:
-    """Look through a data root; findings come as they are made, since large sets take minutes.
+    """Check a data root; findings are yielded one by one, since large sets take minutes.
 
     Args:
         root: folder that holds samples/, maps/ and the version's tables.
@@ -83,8 +83,8 @@ def check_data_root(root: Path, version: str | None, cameras: Sequence[str]) -> 
     if version is None:
         yield Finding("FAIL", "versions", f"no folder in {root} holds a sample.json\n{_hint_at_parent(root)}")
         return
-    found = ", ".join(versions) or "none"
-    yield Finding("ok" if version in versions else "FAIL", "version", f"{version}; there: {found}")
+    listed = ", ".join(versions) or "none"
+    yield Finding("ok" if version in versions else "FAIL", "version", f"{version}; there: {listed}")
     if version not in versions:
         return
     try:
@@ -114,7 +114,7 @@ def _hint_at_parent(root: Path) -> str:
 
 
 def _every_problem(folder: Path, error: DataError) -> str:
-    """All that is wrong with the tables, where the reader says the first of it only."""
+    """List every fault of the tables, where the reader stops at the first."""
     tables, problems = read_tables(folder)
     if not problems:
         problems = check_tables(tables).fatal
@@ -123,7 +123,7 @@ def _every_problem(folder: Path, error: DataError) -> str:
 
 
 def _check_records(reader: NuScenesReader) -> Finding:
-    """Records that are damaged; the samples that they belong to are counted under 'usable'."""
+    """Report damaged records; the samples that they belong to are counted under 'usable'."""
     if not reader.damages:
         return Finding("ok", "records", "sound, and they fit together")
     total = sum(count for _, count in reader.damages)
@@ -136,7 +136,7 @@ def _check_records(reader: NuScenesReader) -> Finding:
 
 
 def _check_samples(reader: NuScenesReader, bad: set[str]) -> Iterator[Finding]:
-    """Sensors, images and calibration; a sample is usable if nothing of its own is missing.
+    """Check sensors, images and calibration; a sample is usable if none of its parts is missing.
 
     Args:
         reader: open tables.
@@ -172,7 +172,7 @@ def _check_samples(reader: NuScenesReader, bad: set[str]) -> Iterator[Finding]:
 
 
 def _check_images(root: Path, shots: list[tuple[str, dict[str, Any]]], bad: set[str]) -> Iterator[Finding]:
-    """Files that exist and are not empty, and one of each camera decoded."""
+    """Check that image files exist and are not empty, and decode one of each camera."""
     folders: dict[str, dict[str, int]] = {}
     missing: list[str] = []
     for token, record in shots:
@@ -218,7 +218,7 @@ def _file_sizes(folder: Path) -> dict[str, int]:
 
 
 def _check_calibration(nusc: NuScenes, shots: list[tuple[str, dict[str, Any]]], bad: set[str]) -> Finding:
-    """What is unlikely about the mounts of samples that can be used; damage has been told before."""
+    """Report implausible calibration of usable samples; damaged records are reported elsewhere."""
     users: dict[str, dict[str, Any]] = {}
     for token, record in shots:
         if token not in bad:
@@ -236,7 +236,7 @@ def _check_calibration(nusc: NuScenes, shots: list[tuple[str, dict[str, Any]]], 
 
 
 def _calibration_oddity(channel: str, mount: dict[str, Any], width: int, height: int) -> str:
-    """What is unlikely about a calibration that can be used; '' if nothing is."""
+    """Describe what is implausible about a usable calibration; '' for nothing."""
     (fx, _, cx), (_, fy, cy), _ = mount["camera_intrinsic"]
     if fx <= 0 or fy <= 0 or not (0 < cx < width and 0 < cy < height):
         return f"focal lengths {fx:.0f}, {fy:.0f} or principal point ({cx:.0f}, {cy:.0f}) of {width}x{height}"
@@ -256,15 +256,15 @@ def _calibration_oddity(channel: str, mount: dict[str, Any], width: int, height:
 
 
 def _check_annotations(reader: NuScenesReader) -> Iterator[Finding]:
-    """Ground truth, of all and of each scene."""
+    """Check that there is ground truth, over all scenes and in each scene."""
     nusc = reader.nusc
     if not nusc.sample_annotation:
         yield Finding("lost", "annotations", "none: predicting works, training and evaluation do not")
         return
     counts = Counter(category_to_detection_name(a["category_name"]) for a in nusc.sample_annotation)
-    there = {name: counts[name] for name in DETECTION_CLASSES if counts[name]}
-    text = f"{sum(there.values())} boxes in {len(there)} of {len(DETECTION_CLASSES)} detection classes"
-    absent = [name for name in DETECTION_CLASSES if name not in there]
+    present = {name: counts[name] for name in DETECTION_CLASSES if counts[name]}
+    text = f"{sum(present.values())} boxes in {len(present)} of {len(DETECTION_CLASSES)} detection classes"
+    absent = [name for name in DETECTION_CLASSES if name not in present]
     if absent:
         text += f"\nabsent, so their AP is 0 in mAP and NDS: {', '.join(absent)}"
     annotated = {sample["scene_token"] for sample in nusc.sample if sample["anns"]}
@@ -301,18 +301,18 @@ def _check_splits(reader: NuScenesReader, bad: set[str]) -> Finding:
 
 
 def _check_maps(reader: NuScenesReader) -> Finding:
-    """The map expansions, loaded as training and evaluation load them."""
+    """Load the map expansions as training and evaluation load them."""
     problems: list[str] = []
     damaged = False
     locations = sorted({log["location"] for log in reader.nusc.log})
     for location in locations:
         try:
-            found = load_map(reader.root, location, reader.config.divider_width_m)
+            town_map = load_map(reader.root, location, reader.config.divider_width_m)
         except DataError as error:
             problems.append(str(error))
             damaged = True
             continue
-        if found is None:
+        if town_map is None:
             problems.append(f"maps/expansion/{location}.json is missing")
     if not problems:
         return Finding("ok", "map expansion", f"{len(locations)} locations: {', '.join(locations)}")

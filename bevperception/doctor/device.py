@@ -1,4 +1,4 @@
-"""Every operator on a device against the float64 reference, then its speed: ``doctor --gpu``."""
+"""Compare every operator on a device with the float64 reference, then time it: ``doctor --gpu``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-3, to
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: what, by how much it differs at most (a share), and how much may be."""
+    """One comparison: its name, the largest relative difference, and the tolerance."""
 
     what: str
     difference: float
@@ -84,9 +84,9 @@ def verify(device: torch.device) -> Iterator[Check]:
             exact = operator_call(case, "reference", torch.device("cpu"), torch.float64)
             expected = _run(exact, [t.double() for t in tensors])
             tested = operator_call(case, "native", device, real)
-            found = _run(tested, [t.to(device) for t in tensors])
+            actual = _run(tested, [t.to(device) for t in tensors])
             name = f"{case.operator}, {case.title}, {str(dtype).removeprefix('torch.')}"
-            for part, a, b in zip(("output", *"123"), found, expected, strict=True):
+            for part, a, b in zip(("output", *"123"), actual, expected, strict=True):
                 what = part if part == "output" else f"gradient {part}"
                 yield Check(f"{name}: {what}", _difference(a, b), allowed)
         yield Check(
@@ -95,16 +95,16 @@ def verify(device: torch.device) -> Iterator[Check]:
 
 
 def _run(call: Call, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Output and gradients."""
+    """Run an operator forward and backward; returns output and gradients."""
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
     output = call(*leaves)
     cotangent = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).cos().view(output.shape)
     return [output.detach(), *torch.autograd.grad(output, leaves, cotangent.to(output))]
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
+def _difference(actual: Tensor, expected: Tensor) -> float:
     largest = expected.abs().max().clamp_min(1e-30)
-    return float((found.double().cpu() - expected).abs().max() / largest)
+    return float((actual.double().cpu() - expected).abs().max() / largest)
 
 
 def _repeat(case: Case, device: torch.device) -> float:
@@ -129,7 +129,7 @@ def _deterministic() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one case: forward, forward and backward."""
+    """Milliseconds of one case: forward alone, and forward with backward."""
 
     case: str
     who: str

@@ -1,4 +1,4 @@
-"""What is installed on this machine, and which operators run on it."""
+"""Report what is installed on this machine, and which operators run on it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES: Final = (
 
 
 def environment() -> list[tuple[str, str]]:
-    """Versions and hardware that explain how the project behaves here.
+    """Report the versions and the hardware that this package runs on.
 
     Returns:
         (name, value) pairs in the order of printing.
@@ -86,7 +86,7 @@ def _gpu() -> str:
 
 
 def operators() -> list[tuple[str, str]]:
-    """Which implementation each operator runs on, and why.
+    """Report which implementation each operator uses, and why.
 
     Returns:
         (operator, backend) pairs, and the reasons after them.

@@ -172,7 +172,7 @@ def evaluate_detection(
 def _run_devkit(
     reader: NuScenesReader, split: str, results: Mapping[str, Sequence[SubmissionBox]]
 ) -> tuple[DetectionMetrics, dict[str, int]]:
-    """The devkit's metrics and the number of ground-truth boxes of each class that count.
+    """Compute the devkit's metrics, and count the ground-truth boxes of each class that it uses.
 
     The devkit raises when there is no prediction at all: a single one too far away to count stands in. It
     looks at the reference pose of every sample, so samples without one take no part.

@@ -1,4 +1,4 @@
-"""Running something on the devices that a configuration asks for, outside of training."""
+"""Start the processes and devices that a configuration asks for, outside of training."""
 
 from __future__ import annotations
 

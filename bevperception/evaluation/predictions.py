@@ -1,4 +1,4 @@
-"""Predictions of chosen samples as files: a submission, and BEV probabilities."""
+"""Write predictions of chosen samples as files: a submission, and BEV probabilities."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAPS_FOLDER = "segmentation"
 
 @dataclass(frozen=True)
 class ChosenSamples:
-    """What to predict.
+    """The samples to predict, and those to run for the memory before them.
 
     Attributes:
         scenes: that the samples belong to.
@@ -46,7 +46,7 @@ class ChosenSamples:
 def choose_samples(
     reader: NuScenesReader, sample: str | None, scene: str | None, split: str | None
 ) -> ChosenSamples:
-    """Samples by exactly one of three ways.
+    """Choose samples by split, scene or token; exactly one of the three.
 
     Args:
         reader: open tables.
@@ -108,17 +108,17 @@ def write_predictions(
     predictor = StreamingPredictor(model, device, config.training.precision)
     results: dict[str, list[SubmissionBox]] = {token: [] for token in chosen.wanted}
     skipped: dict[str, str] = {}
-    for seen in perceive(predictor, dataset, chosen.tokens, config.data.workers, "predicting"):
-        if seen.bad is not None:
-            print(f"skipped sample {seen.bad.token}: {seen.bad.reason}")
-            skipped[seen.token] = seen.bad.reason
-        if seen.token not in chosen.wanted or seen.batch is None or seen.outputs is None:
+    for sample in perceive(predictor, dataset, chosen.tokens, config.data.workers, "predicting"):
+        if sample.bad is not None:
+            print(f"skipped sample {sample.bad.token}: {sample.bad.reason}")
+            skipped[sample.token] = sample.bad.reason
+        if sample.token not in chosen.wanted or sample.batch is None or sample.outputs is None:
             continue
-        pose = seen.batch.frames.bev_to_global[0]
-        results[seen.token] = submission_boxes(predictor.decode(seen.outputs)[0], pose, seen.token)
-        logits = seen.outputs.segmentation_logits
+        pose = sample.batch.frames.bev_to_global[0]
+        results[sample.token] = submission_boxes(predictor.decode(sample.outputs)[0], pose, sample.token)
+        logits = sample.outputs.segmentation_logits
         if segmentation and logits is not None:
-            path = folder / MAPS_FOLDER / f"{seen.token}.npz"
+            path = folder / MAPS_FOLDER / f"{sample.token}.npz"
             _write_maps(path, logits[0].float().sigmoid(), pose, config.model.segmentation)
     if skipped.keys() >= chosen.wanted:
         reason = skipped[min(chosen.wanted)]

@@ -1,4 +1,4 @@
-"""A model over a split: whole scenes in time order with streaming memory, on any number of processes."""
+"""Evaluate a model on a split: whole scenes in time order, with streaming memory, on several processes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RESULT_FILES = (RESULTS_FILE, METRICS_FILE, METRICS_NAME)
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Quality of a model on a split.
+    """Detection and segmentation metrics of a model on a split.
 
     Attributes:
         detection: None without a detection head.
@@ -65,7 +65,7 @@ class EvaluationResult:
         return {key: _without_nan(value) for key, value in plain.items()}
 
     def table(self) -> str:
-        """What a terminal shows."""
+        """Format the metrics as tables for a terminal."""
         parts = [part.table() for part in (self.detection, self.segmentation) if part is not None]
         if self.skipped:
             first = self.skipped[0]
@@ -78,7 +78,7 @@ class EvaluationResult:
 
 @dataclass(frozen=True)
 class Perceived:
-    """One sample and what the model made of it.
+    """One sample with the model's raw outputs for it.
 
     Attributes:
         token: of the sample.
@@ -205,19 +205,19 @@ class SplitEvaluator:
         metric: SegmentationMetric,
         skipped: list[BadSample],
     ) -> None:
-        """Fill the last three arguments with this process's scenes."""
+        """Run the predictor over this process's scenes; adds to the last three arguments."""
         scenes = self.dataset.scenes
         mine = share_scenes([len(s.sample_tokens) for s in scenes], world_size())[rank()]
         tokens = [token for scene in mine for token in scenes[scene].sample_tokens]
-        for seen in perceive(predictor, self.dataset, tokens, self.config.data.workers):
-            boxes[seen.token] = []
-            if seen.bad is not None:
-                skipped.append(seen.bad)
-            if seen.batch is None or seen.outputs is None:
+        for sample in perceive(predictor, self.dataset, tokens, self.config.data.workers):
+            boxes[sample.token] = []
+            if sample.bad is not None:
+                skipped.append(sample.bad)
+            if sample.batch is None or sample.outputs is None:
                 continue
-            pose = seen.batch.frames.bev_to_global[0]
-            boxes[seen.token] = submission_boxes(predictor.decode(seen.outputs)[0], pose, seen.token)
-            targets, logits = seen.batch.targets, seen.outputs.segmentation_logits
+            pose = sample.batch.frames.bev_to_global[0]
+            boxes[sample.token] = submission_boxes(predictor.decode(sample.outputs)[0], pose, sample.token)
+            targets, logits = sample.batch.targets, sample.outputs.segmentation_logits
             if logits is not None and targets is not None and targets.segmentation is not None:
                 assert targets.segmentation_present is not None
                 labels = targets.segmentation.to(logits.device)
@@ -231,7 +231,7 @@ class SplitEvaluator:
         device: torch.device,
         folder: Path,
     ) -> EvaluationResult:
-        """Bring the processes' parts together and compute the metrics in the first."""
+        """Gather the results of all processes and compute the metrics in the first."""
         parts = gather_objects((boxes, metric, skipped))
         result: EvaluationResult | None = None
         error: BevError | None = None

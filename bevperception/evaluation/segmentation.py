@@ -56,7 +56,7 @@ class SegmentationResult:
 
 
 class SegmentationMetric:
-    """Accumulates intersections and unions.
+    """Accumulates intersections and unions of each class over frames.
 
     Args:
         classes: names, in the order of the channels.
@@ -103,7 +103,7 @@ class SegmentationMetric:
         self.frames += known.sum(0).cpu()
 
     def merge(self, other: SegmentationMetric) -> None:
-        """Add what another process has counted.
+        """Add the counts of another process.
 
         Raises:
             ValueError: if it counts other classes.

@@ -42,7 +42,7 @@ def devkit_size(boxes: Tensor) -> Tensor:
 
 
 def submission_boxes(boxes: Boxes3D, bev_to_global: Tensor, sample_token: str) -> list[SubmissionBox]:
-    """One sample's detections in submission format, at most :data:`MAX_BOXES`, best first.
+    """Convert one sample's detections to submission format, at most :data:`MAX_BOXES`, best first.
 
     Args:
         boxes: BEV frame; scored. An unknown velocity (NaN) is written as zero.
@@ -103,7 +103,7 @@ def write_submission(path: Path, results: Mapping[str, Sequence[SubmissionBox]])
 
 
 def read_submission(path: Path) -> dict[str, list[SubmissionBox]]:
-    """Boxes by sample token of a submission file.
+    """Read the boxes of a submission file by sample token.
 
     Raises:
         DataError: if the file is missing or not a submission.

@@ -1,1 +1,1 @@
-"""Training on Lightning."""
+"""Training with Lightning: data, steps, checkpoints, averaging, plans of several runs."""

@@ -1,4 +1,4 @@
-"""Lines that a training run prints before its first step, so that wrong settings are seen at once."""
+"""Describe a training run before its first step, so that wrong settings are noticed at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bevperception.config import ExperimentConfig
 
 
 def run_line(config: ExperimentConfig, out: Path) -> str:
-    """What is trained on which data for how long, from the settings alone."""
+    """Say which model is trained on which data for how long, from the settings alone."""
     data, training = config.data, config.training
     samples = training.batch_size * training.accumulate * training.devices * training.nodes
     return (
@@ -21,7 +21,7 @@ def run_line(config: ExperimentConfig, out: Path) -> str:
 
 
 def start_line(config: ExperimentConfig, model: nn.Module, samples: int, device: str, precision: str) -> str:
-    """How large data and model are and where they run, when both have been made.
+    """Say how large data and model are and where they run, once both are built.
 
     Args:
         config: of the run.

@@ -60,7 +60,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
-        """The module carries the average inside the block and its own weights again after it."""
+        """Swap the averaged weights into the module inside the block; the trained ones return after it."""
         self._swap(module)
         try:
             yield
@@ -108,7 +108,7 @@ class WeightAveraging(Callback):
 
     @contextmanager
     def applied(self, pl_module: pl.LightningModule) -> Iterator[None]:
-        """The module's model carries the averaged weights inside the block."""
+        """Swap the averaged weights into the training module's model inside the block."""
         if not self.weights.average:
             yield
             return
@@ -118,14 +118,14 @@ class WeightAveraging(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put the average beside the training weights."""
+        """Save the average beside the training weights."""
         checkpoint[AVERAGE_KEY] = dict(self.weights.average)
         checkpoint[UPDATES_KEY] = self.weights.updates
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take up the average again."""
+        """Restore the average."""
         self.weights.average = dict(checkpoint[AVERAGE_KEY])
         self.weights.updates = int(checkpoint[UPDATES_KEY])
 

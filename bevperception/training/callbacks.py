@@ -1,4 +1,4 @@
-"""What happens around the steps: evaluation, progress for the user, the report of skipped samples."""
+"""Lightning callbacks: evaluation, progress, and the report of skipped samples."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Evaluation(Callback):
 
 
 class SkippedReport(Callback):
-    """Says at the end which samples were skipped, and writes them down.
+    """Reports the skipped samples at the end, and writes ``skipped.json``.
 
     Args:
         out: run folder.
@@ -113,7 +113,7 @@ class SkippedReport(Callback):
 
 
 class StepBar(TQDMProgressBar):
-    """Lightning's bar over the micro-batches of the whole run, which it calls an epoch."""
+    """Progress bar over the micro-batches of the whole run, which is one epoch to Lightning."""
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Show the bar, at the batch that a resumed run goes on from."""
@@ -124,7 +124,7 @@ class StepBar(TQDMProgressBar):
         bar.set_description("training")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Nothing: Lightning would count anew."""
+        """Do nothing, since Lightning would reset the bar."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """The loss, without the logger's version number."""
@@ -134,7 +134,7 @@ class StepBar(TQDMProgressBar):
 
 
 class StepLines(Callback):
-    """One line for the first step and then one every so many, where output is no terminal.
+    """Progress as lines, for output that is no terminal: the first step, then one line every so many.
 
     Args:
         every: optimiser steps between lines.
@@ -169,5 +169,5 @@ class StepLines(Callback):
 
 
 def progress(every: int) -> Callback:
-    """A bar on a terminal, lines elsewhere."""
+    """Choose the progress bar on a terminal, and lines elsewhere."""
     return StepBar() if sys.stdout.isatty() else StepLines(every)

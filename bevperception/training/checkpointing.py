@@ -1,4 +1,4 @@
-"""Training checkpoints: when they are written, that a crash never leaves half a one, and what may resume."""
+"""Write training checkpoints, never half of one, and check which run may resume from which."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _STATE_OF_TRAINING = {"optimizer_states": list, "lr_schedulers": list, "loops": 
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes whole files or none, see :func:`bevperception.files.writing`.
+    """Writes checkpoints atomically, see :func:`bevperception.files.writing`.
 
     Lightning's own writes to the system's temporary folder, from where a move to another disk may be
     interrupted halfway.
@@ -79,7 +79,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """See the class."""
+        """Write a checkpoint atomically."""
         try:
             with writing(path) as partial, partial.open("wb") as file:
                 torch.save(checkpoint, file)
@@ -89,7 +89,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """By the one way in for checkpoints, onto the CPU; no code of the file runs whatever is asked."""
+        """Read a checkpoint onto the CPU without running any code in it."""
         return read_checkpoint(Path(path))
 
 
@@ -149,7 +149,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_resume(resume: str | None, out: Path) -> Path | None:
-    """The checkpoint that ``--resume`` means.
+    """Find the checkpoint that ``--resume`` names.
 
     Args:
         resume: None to start afresh, 'auto' for the run folder's newest checkpoint (afresh if it has
@@ -201,13 +201,13 @@ def check_resumable(path: Path, config: ExperimentConfig, model: nn.Module) -> i
     checkpoint = read_checkpoint(path)
     # Typed first: it may be damaged or of an older version, and settings that came later have their defaults.
     migrated, dropped = migrate_config(checkpoint[CONFIG_KEY], str(path))
-    there, here = config_to_dict(config_from_dict(migrated, str(path))), config_to_dict(config)
+    saved, here = config_to_dict(config_from_dict(migrated, str(path))), config_to_dict(config)
     differing = [f"{key} ({value} there, no setting now)" for key, value in dropped.items()]
-    differing += [key for key in differing_keys(there, here) if key not in MAY_DIFFER]
-    if _global_batch(there) != _global_batch(here):
+    differing += [key for key in differing_keys(saved, here) if key not in MAY_DIFFER]
+    if _global_batch(saved) != _global_batch(here):
         differing.append("training.batch_size x devices x nodes")
     if differing:
-        old, new = dict(flatten(there)), dict(flatten(here))
+        old, new = dict(flatten(saved)), dict(flatten(here))
         shown = [f"{k} ({old[k]} there, {new[k]} now)" if k in old and k in new else k for k in differing]
         more = f", and {len(shown) - 4} more" if len(shown) > 4 else ""
         raise ConfigError(
@@ -228,9 +228,9 @@ def check_resumable(path: Path, config: ExperimentConfig, model: nn.Module) -> i
         )
     expected, weights = model.state_dict(), weights_of(checkpoint, path)
     for state in (checkpoint["state_dict"], weights.state):  # as trained, and averaged
-        own = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items()}
-        found = check_fit(expected, replace(weights, state=own), config)
-        converted(found, expected, str(path))
+        model_state = {name.removeprefix(MODEL_PREFIX): value for name, value in state.items()}
+        fitting = check_fit(expected, replace(weights, state=model_state), config)
+        converted(fitting, expected, str(path))
     problem = _optimizer_problem(checkpoint["optimizer_states"], model, config, path)
     if problem:
         raise CheckpointError(
@@ -256,7 +256,7 @@ def _optimizer_problem(
     parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
     try:
         (saved,) = states
-        found = [len(group["params"]) for group in saved["param_groups"]]
+        saved_sizes = [len(group["params"]) for group in saved["param_groups"]]
         moments = {
             f"{moment} of parameter {index}": (state[moment], parameters[index])
             for index, state in saved["state"].items()
@@ -266,8 +266,8 @@ def _optimizer_problem(
         reshaped = [name for name, (value, parameter) in moments.items() if value.shape != parameter.shape]
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         return f"it is not one of AdamW ({type(error).__name__}: {error})"
-    if found != sizes:
-        return f"it has groups of {found} parameters instead of {sizes}"
+    if saved_sizes != sizes:
+        return f"it has groups of {saved_sizes} parameters instead of {sizes}"
     none_yet = not steps and config.training.precision == "16-mixed"  # loss scaling skips its first steps
     if len(steps) != len(parameters) and not none_yet:
         return f"it has moments of {len(steps)} parameters instead of {len(parameters)}"

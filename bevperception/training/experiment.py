@@ -1,4 +1,4 @@
-"""An experiment from its configuration alone: data, model, evaluation, training."""
+"""Build data, model, evaluation and training from a configuration, and run them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bevperception.training.run import RUN_FILES, RUN_FOLDERS, train
 
 
 def train_experiment(config: ExperimentConfig, out: Path, resume: str | None = None) -> dict[str, Any]:
-    """Train and evaluate what a configuration says; no other training may use the run folder meanwhile.
+    """Train and evaluate by a configuration; the run folder is locked against other trainings meanwhile.
 
     Args:
         config: the whole of it.
@@ -52,7 +52,7 @@ def train_experiment(config: ExperimentConfig, out: Path, resume: str | None = N
 
 
 def build_model(config: ExperimentConfig) -> build.Model:
-    """The model with its first weights: random by the seed, the backbone's from a file if one is named.
+    """Build the model with random weights by the seed, and the backbone's from a file if one is named.
 
     Raises:
         ConfigError: a part of the model is unknown.

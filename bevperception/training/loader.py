@@ -1,4 +1,4 @@
-"""The training data as Lightning takes it up, from any step on."""
+"""Build the training loader for Lightning, from any step on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bevperception.training.stream import StreamSampler
 
 @runtime_checkable
 class SceneSource(Protocol):
-    """What streaming asks of a source of samples besides."""
+    """A source of samples that also knows its scenes, as streaming training needs."""
 
     @property
     def scene_lengths(self) -> list[int]:
@@ -26,7 +26,7 @@ class SceneSource(Protocol):
 
 
 class TrainingData(pl.LightningDataModule):
-    """Builds the training loader when Lightning knows its processes and the step to go on from.
+    """Builds the training loader once Lightning knows its processes and the step to resume from.
 
     Args:
         config: of the run.
@@ -75,7 +75,7 @@ class TrainingData(pl.LightningDataModule):
         return StreamSampler(self.source.scene_lengths, length, share, turns)
 
     def on_before_batch_transfer(self, batch: Loaded, dataloader_idx: int) -> Batch:
-        """The batch, unless some process's could not be loaded.
+        """Return the batch, unless some process could not load its own.
 
         Raises:
             BevError: in every process, what the first of them met.

@@ -1,4 +1,4 @@
-"""The log of a run as CSV: what was logged before stays, whatever happens to the disk."""
+"""Write a run's log as CSV, without losing earlier lines if the disk is full."""
 
 from __future__ import annotations
 

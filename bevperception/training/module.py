@@ -1,4 +1,4 @@
-"""What one training step does: the queue of frames, losses, gradients, and the checks on them."""
+"""One training step in Lightning: the queue of frames, losses, gradients, and the checks on them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STREAM_KEY = "bevperception_stream"
 
 
 class TrainableModel(Protocol):
-    """What training asks of a model; :class:`bevperception.models.bevformer.BEVFormer` is one."""
+    """Interface of a model to train; :class:`bevperception.models.bevformer.BEVFormer` has it."""
 
     def __call__(self, frames: CameraFrames, memory: BEVMemory | None) -> tuple[ModelOutputs, BEVMemory]:
         """Outputs of a frame, and the memory for the next."""
@@ -91,7 +91,7 @@ def memory_from_history(
 
 @contextmanager
 def evaluation_mode(model: object) -> Iterator[None]:
-    """Every submodule is in evaluation mode inside the block, and as it was before after it."""
+    """Put every submodule into evaluation mode inside the block, and back into its own mode after it."""
     assert isinstance(model, nn.Module)
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -103,7 +103,7 @@ def evaluation_mode(model: object) -> Iterator[None]:
 
 
 def normalised(batch: Batch, images: ImageInput) -> Batch:
-    """A batch whose images the data set left as pixels, ready for the model."""
+    """Normalise the images of a batch that the data set left as pixels."""
     history = [images.normalise(frames) for frames in batch.history]
     return replace(batch, frames=images.normalise(batch.frames), history=history)
 
@@ -123,7 +123,7 @@ def padded(batch: Batch, bottom: int, right: int) -> Batch:
 
 
 def in_single_precision(outputs: ModelOutputs) -> ModelOutputs:
-    """The same predictions in float32 at least: half precision is too coarse for losses and metres."""
+    """Convert predictions to float32 at least: half precision is too coarse for losses and metres."""
 
     def widen(value: Tensor) -> Tensor:
         return value.float() if value.is_floating_point() and value.dtype.itemsize < 4 else value
@@ -211,7 +211,7 @@ class TrainingModule(pl.LightningModule):
         return self._reach_all_parameters(total)
 
     def pad_at_random(self, batch: Batch, batch_idx: int) -> Batch:
-        """Images with ``augmentation.padding_px``; the draw is a function of the step."""
+        """Pad images by up to ``augmentation.padding_px``; the draw is a function of the step."""
         training, most = self.config.training, self.config.augmentation.padding_px
         seed = derive_seed(PADDING, training.seed, self.global_step, batch_idx % training.accumulate, rank())
         bottom, right = np.random.default_rng(seed).integers(-most, most, size=2, endpoint=True).clip(0)
@@ -318,9 +318,9 @@ class TrainingModule(pl.LightningModule):
                 parameter.grad = torch.zeros_like(parameter)
 
     def _non_finite_message(self, what: str, tokens: Sequence[Sequence[str]]) -> str:
-        found = [token for part in tokens for token in part]
+        listed = [token for part in tokens for token in part]
         return (
-            f"the {what} is NaN or infinite at step {self.global_step + 1}, sample {', '.join(found[:8])}\n"
+            f"the {what} is NaN or infinite at step {self.global_step + 1}, sample {', '.join(listed[:8])}\n"
             "the weights before this step are in the newest checkpoint; likely causes: a damaged sample, a "
             "learning rate too high, or half precision"
         )

@@ -1,4 +1,4 @@
-"""Several training runs from one file: some start from others' weights, some run side by side.
+"""Run several trainings from one file: some start from others' weights, some run side by side.
 
 A plan is scripted, resumable and comparable: a run that is complete is left alone, one that was cut off goes
 on from its newest checkpoint, and a table of all runs' metrics is written at the end.
@@ -67,7 +67,7 @@ class Run:
         return [*command, "--resume=auto", *given, *extra]
 
     def metrics(self, out: Path) -> dict[str, Any] | None:
-        """What the run ended with; None while it has not."""
+        """Read the run's final metrics; None while it is not complete."""
         folder = out / self.name
         if not (folder / WEIGHTS_NAME).is_file() or not (folder / CARD_NAME).is_file():
             return None
@@ -112,7 +112,7 @@ def _read_run(name: str, given: Any, common: dict[str, object], path: Path, befo
 
 
 def run_plan(runs: Sequence[Run], out: Path, jobs: int, extra: Sequence[str] = ()) -> str:
-    """Run what is not complete, at most ``jobs`` at a time, in order as far as starts allow.
+    """Run what is not complete, at most ``jobs`` at a time; a run waits for the run that it starts from.
 
     Args:
         runs: of a plan; those they start from must be among them or complete.
@@ -179,7 +179,7 @@ def _wanted_steps(run: Run, extra: Sequence[str]) -> int | None:
 
 
 def keep_results(runs: Sequence[Run], out: Path) -> str:
-    """Write what is worth keeping of complete runs: ``table.md``, and a few kilobytes each in ``records/``.
+    """Write ``table.md`` of all complete runs, and a record of a few kilobytes each in ``records/``.
 
     Returns:
         The table.
@@ -195,9 +195,9 @@ def keep_results(runs: Sequence[Run], out: Path) -> str:
 
 
 def _unfinished(name: str, runs: Sequence[Run], out: Path) -> bool:
-    found = [run for run in runs if run.name == name]
-    if found:
-        return found[0].metrics(out) is None
+    matching = [run for run in runs if run.name == name]
+    if matching:
+        return matching[0].metrics(out) is None
     if not (out / name / WEIGHTS_NAME).is_file():
         raise DataError(f"no weights of {name!r} in {out}: run it first, or do not leave it out")
     return False

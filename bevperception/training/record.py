@@ -1,4 +1,4 @@
-"""What is worth keeping of a training run when its folder goes: what it was, how it went, what came of it."""
+"""Summarise a training run in a few kilobytes: configuration, loss curve and metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEFT_OUT = ("layer", "learning_rate", "skipped")
 
 
 def record(folder: Path, points: int = CURVE_POINTS) -> dict[str, Any]:
-    """A run in a few kilobytes.
+    """Summarise a run folder.
 
     Args:
         folder: of a complete run, as :func:`bevperception.training.run.train` leaves it.
@@ -49,7 +49,7 @@ def record(folder: Path, points: int = CURVE_POINTS) -> dict[str, Any]:
 
 
 def curve(folder: Path, points: int) -> dict[str, list[float]]:
-    """Means of the logged losses, column by column; a run that was resumed has several logs.
+    """Average the logged losses over stretches of steps; a run that was resumed has several logs.
 
     Args:
         folder: of the run.
@@ -63,15 +63,15 @@ def curve(folder: Path, points: int) -> dict[str, list[float]]:
                 if row.get(f"{_PREFIX}loss"):
                     lines[int(row["step"])] = _losses(row)
     steps = sorted(lines)
-    found: dict[str, list[float]] = {"step": []}
+    columns: dict[str, list[float]] = {"step": []}
     length = max(1, -(-len(steps) // max(1, points)))
     for first in range(0, len(steps), length):
         part = steps[first : first + length]
-        found["step"].append(part[-1] + 1)
+        columns["step"].append(part[-1] + 1)
         for name in lines[part[0]]:
             mean = sum(lines[step].get(name, 0.0) for step in part) / len(part)
-            found.setdefault(name, []).append(round(mean, 4))
-    return found
+            columns.setdefault(name, []).append(round(mean, 4))
+    return columns
 
 
 def _losses(row: dict[str, str]) -> dict[str, float]:
@@ -86,9 +86,9 @@ def _rounded(numbers: dict[str, float | None]) -> dict[str, float | None]:
     return {name: None if value is None else round(value, 4) for name, value in numbers.items()}
 
 
-def dump_record(found: dict[str, Any]) -> str:
+def dump_record(content: dict[str, Any]) -> str:
     """As JSON with one line a number or column, so that differences can be read."""
-    return "{\n" + ",\n".join(f"  {_dump(name, value)}" for name, value in found.items()) + "\n}\n"
+    return "{\n" + ",\n".join(f"  {_dump(name, value)}" for name, value in content.items()) + "\n}\n"
 
 
 def _dump(name: str, value: Any) -> str:

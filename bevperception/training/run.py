@@ -1,4 +1,4 @@
-"""A training run from configuration to exported weights."""
+"""Run a training from configuration to exported weights."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def train(
 
 
 def freeze(model: nn.Module, parts: Sequence[str]) -> None:
-    """Let parts of a model neither learn nor behave as in training (drop paths, batch statistics).
+    """Freeze parts of a model: no gradients, no drop paths, no updates of batch statistics.
 
     Args:
         model: changed in place.
@@ -179,7 +179,7 @@ def build_trainer(
 
 
 def likely_device(accelerator: str) -> torch.device:
-    """Where Lightning will train, before it has been asked."""
+    """Predict the device that Lightning will train on."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda")
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():

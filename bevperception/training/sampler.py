@@ -1,4 +1,4 @@
-"""Which samples a process trains on at every step: a function of the seed and the step alone."""
+"""Draw the samples that a process trains on at every step, from the seed and the step alone."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class RunShare:
 
     @property
     def first_batch(self) -> int:
-        """The next micro-batch."""
+        """Number of the next micro-batch."""
         return self.first_step * self.accumulate
 
     @property
     def batches(self) -> int:
-        """Micro-batches of the whole run."""
+        """Number of micro-batches of the whole run."""
         return self.steps * self.accumulate
 
 

@@ -1,4 +1,4 @@
-"""Training as a vehicle drives: every slot of the batch follows a scene, and memory goes from step to step.
+"""Streaming training: every slot of the batch plays a scene in order, and memory passes from step to step.
 
 A queue runs the network on every frame of its history for the sake of one frame that learns. Here every frame
 learns and none is run twice (Wang et al., StreamPETR, ICCV 2023, section 4.2; Park et al., SOLOFusion, ICLR
@@ -71,21 +71,21 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
                 playing[slot] = (first - played, number)
                 heapq.heapreplace(free, (played + length, slot))
             if batch >= self.first_batch:
-                own = playing[group * self.slots :][self.own.start : self.own.stop]
-                yield [(sample + played, number) for sample, number in own]
+                mine = playing[group * self.slots :][self.own.start : self.own.stop]
+                yield [(sample + played, number) for sample, number in mine]
 
     def _segments(self) -> Iterator[tuple[int, int]]:
         """(first sample, samples) of the segments of all epochs, one epoch after the other."""
         for epoch in count():
             generator = torch.Generator().manual_seed(derive_seed(SHUFFLE, self.seed, epoch))
-            found, first = [], 0
+            segments, first = [], 0
             for samples in self.scene_lengths:
                 cut = int(torch.randint(self.length, (1,), generator=generator))
                 cuts = [0, *range(cut or self.length, samples, self.length), samples]
-                found += [(first + a, b - a) for a, b in pairwise(cuts) if b > a]
+                segments += [(first + a, b - a) for a, b in pairwise(cuts) if b > a]
                 first += samples
-            for place in torch.randperm(len(found), generator=generator).tolist():
-                yield found[place]
+            for place in torch.randperm(len(segments), generator=generator).tolist():
+                yield segments[place]
 
 
 class StreamMemory:
@@ -145,11 +145,11 @@ class StreamMemory:
         return places
 
     def forget(self) -> None:
-        """Start anew."""
+        """Forget the memory of all slots."""
         self._kept = {}
 
     def state(self) -> list[list[dict[str, Any]]]:
-        """What all processes remember, in order of rank, as plain tensors, for a checkpoint."""
+        """Collect the memory of all processes, in order of rank, as plain tensors for a checkpoint."""
         return gather_objects(
             [
                 {"turn": turn, "memory": _plain(memory.to("cpu")), "scenes": scenes}
@@ -158,7 +158,7 @@ class StreamMemory:
         )
 
     def load_state(self, states: Sequence[list[dict[str, Any]]]) -> None:
-        """Take up what this process remembered; with another number of processes or slots all start anew."""
+        """Restore this process's memory; with another number of processes or slots it starts empty."""
         self.forget()
         if len(states) == world_size():
             self._kept = {
@@ -168,7 +168,7 @@ class StreamMemory:
             }
 
     def to(self, device: torch.device) -> None:
-        """Move what is remembered."""
+        """Move the memory to a device."""
         self._kept = {turn: (memory.to(device), scenes) for turn, (memory, scenes) in self._kept.items()}
 
 

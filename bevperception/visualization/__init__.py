@@ -1,1 +1,1 @@
-"""Pictures and videos of what goes in and what comes out."""
+"""Draw camera images, boxes and BEV maps as pictures and videos."""

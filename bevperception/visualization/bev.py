@@ -1,4 +1,4 @@
-"""The bird's-eye view as a picture: segmentation, range rings, boxes with heading and velocity, the car.
+"""Draw the bird's-eye view: segmentation, range rings, boxes with heading and velocity, the car.
 
 Forward (ego x) is up and left (ego y) is left. Everything is drawn in the ego frame; models that
 reason in another BEV frame hand over ``bev_to_ego``.
@@ -143,8 +143,8 @@ def pixels_to_cells(view: BEVView, grid: BEVGrid, bev_to_ego: Tensor | None = No
             [0.0, 0.0, 1.0],
         ]
     )
-    found: FloatArray = (to_cell @ planar @ view.pixel_to_ego())[:2]
-    return found
+    matrix: FloatArray = (to_cell @ planar @ view.pixel_to_ego())[:2]
+    return matrix
 
 
 def draw_segmentation(
@@ -171,14 +171,14 @@ def draw_segmentation(
     for name in SEGMENTATION_COLOURS:
         if name not in layers.classes:
             continue
-        seen = cv2.warpAffine(
+        shown = cv2.warpAffine(
             np.ascontiguousarray(maps[layers.classes.index(name)]),
             pixel_to_cell,
             (view.width, view.height),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_CONSTANT,
         )
-        image[seen > threshold] = SEGMENTATION_COLOURS[name]
+        image[shown > threshold] = SEGMENTATION_COLOURS[name]
 
 
 def draw_rings(image: Image, view: BEVView, thickness_px: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""3D boxes drawn into camera images, and the six images laid out as one picture.
+"""Draw 3D boxes into camera images, and lay the six images out as one picture.
 
 Lines and faces are clipped in homogeneous coordinates, where the near plane and the four sides of the
 image are all linear: a box that reaches behind the camera is cut exactly, never smeared.
@@ -61,7 +61,7 @@ def _frustum_planes(width: int, height: int, margin_px: float) -> tuple[FloatArr
 def clip_segments(
     starts: FloatArray, ends: FloatArray, width: int, height: int, margin_px: float = 8.0
 ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-    """The parts of 3D segments that a camera sees (Cyrus and Beck, in homogeneous coordinates).
+    """Clip 3D segments to a camera's view (Cyrus and Beck, in homogeneous coordinates).
 
     Args:
         starts, ends: (..., 3) finite, as (u * depth, v * depth, depth), pixels times metres and metres.
@@ -79,16 +79,16 @@ def clip_segments(
     crossing = a / span
     enter = np.where((a < 0) & (b >= 0), crossing, 0.0).max(axis=-1)
     leave = np.where((a >= 0) & (b < 0), crossing, 1.0).min(axis=-1)
-    seen = ~((a < 0) & (b < 0)).any(axis=-1) & (enter <= leave)
+    visible = ~((a < 0) & (b < 0)).any(axis=-1) & (enter <= leave)
     step = ends - starts
     points = np.stack((starts + enter[..., None] * step, starts + leave[..., None] * step), axis=-2)
-    points = np.where(seen[..., None, None], points, 1.0)
+    points = np.where(visible[..., None, None], points, 1.0)
     pixels = points[..., :2] / points[..., 2:]
-    return np.where(seen[..., None, None], pixels, 0.0), seen
+    return np.where(visible[..., None, None], pixels, 0.0), visible
 
 
 def clip_polygon(corners: FloatArray, width: int, height: int, margin_px: float = 8.0) -> FloatArray:
-    """The part of a convex 3D polygon that a camera sees (Sutherland and Hodgman).
+    """Clip a convex 3D polygon to a camera's view (Sutherland and Hodgman).
 
     Args:
         corners: (k, 3) finite, as (u * depth, v * depth, depth), in order around the polygon.
@@ -142,21 +142,21 @@ def draw_boxes(
         ..., :3
     ].numpy()
     edges = np.array(BOX_EDGES)
-    segments, seen = clip_segments(homogeneous[:, edges[:, 0]], homogeneous[:, edges[:, 1]], width, height)
+    segments, visible = clip_segments(homogeneous[:, edges[:, 0]], homogeneous[:, edges[:, 1]], width, height)
     depth = homogeneous[..., 2].mean(axis=-1)
     for i in np.argsort(-depth, kind="stable"):
-        if not seen[i].any():
+        if not visible[i].any():
             continue
         colour = DETECTION_COLOURS[DETECTION_CLASSES[int(boxes.labels[i])]]
         front = clip_polygon(homogeneous[i, list(FRONT_FACE)], width, height)
         fill_polygon(image, front, colour, opacity=0.28)
-        drawn_height = float(np.ptp(segments[i][seen[i]][..., 1]))
+        drawn_height = float(np.ptp(segments[i][visible[i]][..., 1]))
         line_px = int(np.clip(drawn_height / _PIXELS_PER_LINE_WIDTH, 1, thickness_px))
-        for k in np.flatnonzero(seen[i])[::-1]:
+        for k in np.flatnonzero(visible[i])[::-1]:
             start, end = segments[i, k]
             draw_line(image, start, end, colour, line_px + (1 if k < 4 else 0))
     if show_scores and boxes.scores is not None:
-        _write_scores(image, boxes.scores.tolist(), boxes.labels.tolist(), segments, seen, depth, text_px)
+        _write_scores(image, boxes.scores.tolist(), boxes.labels.tolist(), segments, visible, depth, text_px)
 
 
 def _write_scores(
@@ -164,7 +164,7 @@ def _write_scores(
     scores: list[float],
     labels: list[int],
     segments: FloatArray,
-    seen: npt.NDArray[np.bool_],
+    visible: npt.NDArray[np.bool_],
     depth: FloatArray,
     text_px: int,
 ) -> None:
@@ -174,7 +174,7 @@ def _write_scores(
     """
     taken: list[tuple[float, float, float, float]] = []
     for i in np.argsort(depth, kind="stable"):
-        points = segments[i][seen[i]].reshape(-1, 2)
+        points = segments[i][visible[i]].reshape(-1, 2)
         if len(points) == 0 or np.ptp(points[:, 1]) < text_px:
             continue
         text = f"{scores[i]:.2f}"

@@ -1,4 +1,4 @@
-"""A whole picture of one instant: the cameras above, bird's-eye views of prediction and truth below."""
+"""Compose a picture of one instant: the cameras above, bird's-eye views of prediction and truth below."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MOST_BOXES: Final = 2000
 
 @dataclass
 class Opinion:
-    """What one side says about an instant: the annotators or a model.
+    """Boxes and segmentation of an instant, from the annotators or from a model.
 
     Attributes:
         boxes: BEV frame; None where this side has no boxes at all (a model without a detection head).
@@ -52,7 +52,7 @@ class Opinion:
 
 @dataclass
 class PictureStyle:
-    """How a picture is laid out.
+    """Size, threshold and layout of a picture.
 
     Args:
         width: of the picture in pixels.

@@ -1,4 +1,4 @@
-"""Antialiased strokes and translucent fills at fractions of a pixel, over OpenCV."""
+"""Draw antialiased strokes and translucent fills at fractions of a pixel, with OpenCV."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of the samples of an open data set, with what a model said about them."""
+"""Draw samples of a data set with a model's predictions for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text on images, antialiased, in Pillow's built-in typeface (OpenCV's own letters are bare strokes).
+"""Write text on images, antialiased, in Pillow's built-in typeface (OpenCV's own letters are bare strokes).
 
 The typeface holds ASCII and little else: keep to it.
 """

@@ -1,4 +1,4 @@
-"""PNG and MP4 files from pictures, through OpenCV's own encoders."""
+"""Write pictures as PNG and MP4 files, with OpenCV's encoders."""
 
 from __future__ import annotations
 

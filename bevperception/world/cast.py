@@ -107,7 +107,7 @@ def overlapping(cast: Cast, margin_m: float) -> list[tuple[int, int]]:
         cast: whose states are looked at every half second or so.
         margin_m: added to every side of every box.
     """
-    found: set[tuple[int, int]] = set()
+    pairs: set[tuple[int, int]] = set()
     half = np.array([actor.size_m[:2] for actor in cast.actors]) / 2 + margin_m
     radius = np.linalg.norm(half, axis=1)
     static = np.array([actor.is_static for actor in cast.actors])
@@ -119,8 +119,8 @@ def overlapping(cast: Cast, margin_m: float) -> list[tuple[int, int]]:
             near &= ~(static[:, None] & static[None])
         first, second = np.nonzero(near)
         hit = rectangles_overlap(states[first], half[first], states[second], half[second])
-        found.update(zip(first[hit].tolist(), second[hit].tolist(), strict=True))
-    return sorted(found)
+        pairs.update(zip(first[hit].tolist(), second[hit].tolist(), strict=True))
+    return sorted(pairs)
 
 
 def rectangles_overlap(a: Array, half_a: Array, b: Array, half_b: Array) -> NDArray[np.bool_]:

@@ -52,13 +52,13 @@ class StopLine:
 @lru_cache(maxsize=4)
 def crossings(town: Town) -> tuple[Crossing, ...]:
     """All pedestrian crossings of a town: one over every arm of every crossing."""
-    found = []
+    result = []
     for road in town.roads:
         for end in (0, 1):
             node = town.nodes[road.ends[end]]
             if node.is_crossing:
-                found.append(_crossing(road, end, node.index))
-    return tuple(found)
+                result.append(_crossing(road, end, node.index))
+    return tuple(result)
 
 
 def _crossing(road: Road, end: int, node: int) -> Crossing:
@@ -75,7 +75,7 @@ def _crossing(road: Road, end: int, node: int) -> Crossing:
 @lru_cache(maxsize=4)
 def stop_lines(town: Town) -> tuple[StopLine, ...]:
     """All stop lines of a town: before every crossing, over the arriving lanes."""
-    found = []
+    result = []
     for road in town.roads:
         for end in (0, 1):
             node = town.nodes[road.ends[end]]
@@ -84,8 +84,8 @@ def stop_lines(town: Town) -> tuple[StopLine, ...]:
                 # Lanes arrive at the line's start on its left and at its end on its right.
                 sides = (0.15, road.carriageway_m) if end == 0 else (-road.carriageway_m, -0.15)
                 outline = road.centre.strip(*sides, near, far, 1.0)
-                found.append(StopLine(node.index, road.arms[end], outline))
-    return tuple(found)
+                result.append(StopLine(node.index, road.arms[end], outline))
+    return tuple(result)
 
 
 def _from_end(road: Road, end: int, near: float, far: float) -> tuple[float, float]:
