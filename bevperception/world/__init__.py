@@ -1,4 +1,4 @@
-"""A procedural world in nuScenes' format: roads, traffic, pictures, tables, maps and CAN-bus messages.
+"""Make a procedural world in nuScenes' format: roads, traffic, pictures, tables, maps, CAN-bus messages.
 
 :func:`make_world` writes a data root that the unmodified devkit, and so everything in this project, reads.
 """

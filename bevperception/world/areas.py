@@ -1,4 +1,4 @@
-"""Polygons on a town's ground, made valid before anything is united with them."""
+"""Make valid polygons of a town's ground, so that they can be united."""
 
 from __future__ import annotations
 

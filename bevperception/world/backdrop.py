@@ -1,4 +1,4 @@
-"""Sky, horizon and flat ground of one camera's pictures, with the actors' shadows on the ground."""
+"""Draw sky, horizon and flat ground of one camera's pictures, with the actors' shadows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SKY_RAD: Final = float(np.deg2rad(28.0))
 
 
 class Backdrop:
-    """Draws the empty scene for one camera.
+    """Draws sky and ground without any object, for one camera.
 
     Args:
         eye: the camera.
@@ -44,7 +44,7 @@ class Backdrop:
         self._keep, self._fade = keep, np.float32(1.0) - keep
 
     def draw(self, ego_pose: Array, shadows: Array) -> Picture:
-        """(height, width, 3) picture without anything that stands on the ground.
+        """Draw a (height, width, 3) picture without anything that stands on the ground.
 
         Args:
             ego_pose: (3,) x, y, yaw.

@@ -1,4 +1,4 @@
-"""A camera of the rig at one picture size: projection, and how it sees the flat ground and the sky."""
+"""Project a camera of the rig at one picture size, and look up flat ground and sky in its pixels."""
 
 from __future__ import annotations
 

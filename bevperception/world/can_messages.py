@@ -25,7 +25,7 @@ ROUTE_STEP_M: Final = 0.5
 
 
 def can_bus_messages(ego: EgoPath, start_us: int, duration_us: int) -> dict[str, Any]:
-    """Messages by name.
+    """Make the messages of a scene by file name.
 
     Args:
         ego: the ego car's way.

@@ -1,4 +1,4 @@
-"""The things of a scene that are annotated, and where each is at any time."""
+"""The annotated objects of a scene (actors), and their states over time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOVING_M_S: Final = 0.3
 
 @dataclass
 class Actor:
-    """One thing.
+    """One annotated object with its mesh and its states over time.
 
     Attributes:
         kind: detection class.
@@ -101,7 +101,7 @@ def state_times(duration_s: float) -> Array:
 
 
 def overlapping(cast: Cast, margin_m: float) -> list[tuple[int, int]]:
-    """Pairs of actors whose boxes overlap from above at some time, nearer than a margin counting as well.
+    """Find pairs of actors whose boxes come nearer than a margin, seen from above, at some time.
 
     Args:
         cast: whose states are looked at every half second or so.

@@ -15,7 +15,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of thing.
+    """Category, size and colours of one kind of object.
 
     Attributes:
         category: nuScenes category.

@@ -1,4 +1,4 @@
-"""The car that carries the sensors: where it is, how fast it goes and how it turns."""
+"""The ego car's pose, speed and turning over time."""
 
 from __future__ import annotations
 

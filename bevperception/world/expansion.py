@@ -1,4 +1,4 @@
-"""A town as a NuScenesMap expansion, version 1.3, and as the picture that the map table names."""
+"""Write a town as a NuScenesMap expansion, version 1.3, and as the picture that the map table names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ground around a scene as a picture from above: asphalt, paint, walkways, grass, shadows of houses."""
+"""Paint the ground around a scene as a picture from above: asphalt, paint, walkways, grass, house shadows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A simulated 32-beam lidar sweep over boxes and the flat ground.
+"""Simulate a 32-beam lidar sweep over boxes and the flat ground.
 
 Every ray of every beam is cast; it ends at the nearest box or on the ground. Things are the boxes around
 them, so a beam that would pass under a car or over its bonnet still meets its box.
@@ -80,7 +80,7 @@ def _angles(yaw: float) -> Array:
 def _candidates(
     eye: Array, poses: Array, bounds: Array, yaw: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of a thing and an azimuth that may meet."""
+    """Find pairs of an object and an azimuth at which a ray may hit it."""
     step = 2 * np.pi / AZIMUTHS
     c, s = np.cos(poses[:, 2:3]), np.sin(poses[:, 2:3])
     x, y = bounds[:, [0, 1, 1, 0]], bounds[:, [2, 2, 3, 3]]

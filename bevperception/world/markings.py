@@ -1,4 +1,4 @@
-"""What is painted on a town's roads and written into its map: dividers, crossings, stop lines."""
+"""Road markings of a town and its map: dividers, crossings, stop lines."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _from_end(road: Road, end: int, near: float, far: float) -> tuple[float, flo
 
 
 def marked_stretch(town: Town, road: Road) -> tuple[float, float]:
-    """From where to where along the centre line a road has dividers."""
+    """Start and end, along the centre line, of a road's dividers."""
     ends = [MARKING_END_M if town.nodes[node].is_crossing else 0.0 for node in road.ends]
     return ends[0], road.centre.length - ends[1]
 

@@ -1,4 +1,4 @@
-"""Polylines that things follow: places and headings by arc length."""
+"""Polylines that actors follow: places and headings by arc length."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Path:
         return np.asarray(self.at(s) + normal * np.asarray(left_m, dtype=np.float64)[..., None])
 
     def reversed(self) -> Path:
-        """The same line from its other end."""
+        """Reverse the line."""
         return Path(self.points[::-1].copy())
 
     def part(self, start_m: float, stop_m: float) -> Path:
@@ -81,7 +81,7 @@ class Path:
 
 
 def join(paths: Sequence[Path]) -> Path:
-    """One line of several that follow each other."""
+    """Join several lines that follow each other."""
     return Path(np.concatenate([path.points for path in paths]))
 
 

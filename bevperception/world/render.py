@@ -1,4 +1,4 @@
-"""The pictures of one scene: ground, sky, scenery and actors, hidden surfaces by depth.
+"""Render the pictures of one scene: ground, sky, scenery and actors, with hidden surfaces by depth.
 
 The ground is looked up in its picture from above. Things that stand on it are drawn from far to near. Where
 the depths of two things that meet in the picture overlap, order alone does not tell which hides which; such
@@ -39,7 +39,7 @@ NOISE_MARGIN: Final = 64
 
 @dataclass(frozen=True)
 class View:
-    """What one camera saw.
+    """A rendered picture with the actor of every pixel.
 
     Attributes:
         image: (height, width, 3) blue, green, red.
@@ -88,7 +88,7 @@ class SceneRenderer:
         self._noise = np.clip(np.round(noise), 0, 255).astype(np.uint8)
 
     def render(self, camera: int, time_s: float, ego_pose: Array, noise_place: tuple[int, int]) -> View:
-        """One picture.
+        """Render one picture.
 
         Args:
             camera: number in ``rig.CAMERAS``.
@@ -108,7 +108,7 @@ class SceneRenderer:
         silhouette = np.zeros(actors, dtype=np.int64)
         chosen = self._solids.in_sight(eye, to_global, position, self._poses, self._reach)
         if len(chosen):
-            faces = self._solids.see(chosen, eye, to_global, position, self._poses)
+            faces = self._solids.visible_faces(chosen, eye, to_global, position, self._poses)
             canvas = _Canvas(eye, image, ids, actors)
             canvas.draw(faces, self._lit(faces), self._solids.mark[faces.face], silhouette)
         visible = np.bincount(np.maximum(ids, 0).ravel(), minlength=actors + 1)[1:]
@@ -158,7 +158,7 @@ class _Canvas:
                 else:
                     low[row], high[row] = ONE << 20, -ONE << 20
         boxes = self._boxes(low, high, spans)
-        compared = self._meet(boxes, faces.nearness).tolist()
+        compared = self._overlap(boxes, faces.nearness).tolist()
         paints, marks = colours.tolist(), mark.tolist()
         for index, thing in enumerate(faces.things.tolist()):
             x0, y0, x1, y1 = boxes[index].tolist()
@@ -189,8 +189,8 @@ class _Canvas:
         return np.asarray(np.clip(boxes, 0, edge + edge))
 
     @staticmethod
-    def _meet(boxes: NDArray[np.int64], nearness: Array) -> NDArray[np.bool_]:
-        """(t,) whether a thing's depths overlap with those of another that it meets in the picture."""
+    def _overlap(boxes: NDArray[np.int64], nearness: Array) -> NDArray[np.bool_]:
+        """(t,) whether an object overlaps another in the picture and in depth."""
         x0, y0, x1, y1 = (boxes[:, k] for k in range(4))
         least, most = nearness[:, 0], nearness[:, 1]
         meet = (x0[:, None] < x1[None]) & (x0[None] < x1[:, None])

@@ -21,7 +21,7 @@ FULL_SIZE: Final = (900, 1600)
 
 @dataclass(frozen=True)
 class CameraMount:
-    """One camera.
+    """Position, orientation and intrinsics of one camera of the rig.
 
     Attributes:
         channel: for example CAM_FRONT.

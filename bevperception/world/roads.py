@@ -1,4 +1,4 @@
-"""A town's roads: a jittered grid of crossings, curved roads between them, lanes and how they connect.
+"""Lay out a town's roads: a jittered grid of crossings, curved roads between them, connected lanes.
 
 Traffic keeps to the right. The cross-section of a road, from its centre outwards on each side: one or two
 lanes, a parking strip, the kerb, a walkway. Beside some roads lies a car park.

@@ -1,4 +1,4 @@
-"""What stands and walks beside the road: parked vehicles, work zones, cycles, barriers, people."""
+"""Place objects beside the road: parked vehicles, work zones, cycles, barriers, people."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class _Site:
     walkway: list[tuple[float, float]]
 
     def heading(self, s: float) -> float:
-        """Of the traffic on this side."""
+        """Heading of the traffic on this side, radians."""
         return float(self.road.centre.yaw(s)) + (0.0 if self.side < 0 else np.pi)
 
     def place(self, s: float, out_m: float) -> Array:
@@ -74,7 +74,7 @@ class _Site:
 
 
 class Roadside:
-    """What stands and walks beside the ego car's way.
+    """Places objects and people beside the ego car's way.
 
     Args:
         town: the map.
@@ -89,8 +89,8 @@ class Roadside:
         self._sites = _sites(town, self._line)
         self._town = town
 
-    def first(self) -> list[Actor]:
-        """What no scene is to lack, and people."""
+    def required_and_people(self) -> list[Actor]:
+        """Place objects of the classes that every scene needs, and people."""
         actors: list[Actor] = []
         for kind, anchor in _anchors(WANTED, self._line, self._rng):
             _try_near(kind, anchor, self._sites, actors, self._rng)
@@ -98,8 +98,8 @@ class Roadside:
             _try_on_walkway(kind, anchor, self._sites, actors, self._rng)
         return actors + _people(self._sites, self._line, self._times, self._rng)
 
-    def more(self, kind: str) -> list[Actor]:
-        """Another one or more of a class, near the ego car's way; none if there is no room."""
+    def more_of(self, kind: str) -> list[Actor]:
+        """Place one or more objects of a class near the ego car's way; none if there is no room."""
         anchor = self._line[int(self._rng.integers(len(self._line)))]
         actors: list[Actor] = []
         if kind == "pedestrian":
@@ -117,8 +117,8 @@ class Roadside:
             _try_near(kind, anchor, self._sites, actors, self._rng)
         return actors
 
-    def rest(self) -> list[Actor]:
-        """Parked vehicles wherever there is still room, and those in car parks."""
+    def parked_vehicles(self) -> list[Actor]:
+        """Park vehicles at the kerb wherever there is still room, and in car parks."""
         actors: list[Actor] = []
         for site in self._sites:
             _fill(site, self._line, actors, self._rng)
@@ -145,7 +145,7 @@ def _near(point: Array, line: Array) -> float:
 
 
 def _anchors(spacing: dict[str, float], line: Array, rng: np.random.Generator) -> list[tuple[str, Array]]:
-    """Kinds and the places of the ego car's way near which one of each is wanted, evenly along the way."""
+    """Draw places evenly along the ego car's way, near which an object of a kind is wanted."""
     along = np.concatenate(([0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))))
     anchors = []
     for kind, every in spacing.items():
@@ -161,7 +161,7 @@ def _anchors(spacing: dict[str, float], line: Array, rng: np.random.Generator) -
 def _draw_spot(
     sites: list[_Site], anchor: Array, reach_m: float, rng: np.random.Generator
 ) -> tuple[_Site, float] | None:
-    """A place along a road within a distance of an anchor, if there is one on the road that is drawn."""
+    """Draw a place along a random road; None if it is not within a distance of the anchor."""
     site = sites[int(rng.integers(len(sites)))]
     away = np.linalg.norm(site.road.centre.points - anchor, axis=1)
     nearest = int(away.argmin())
@@ -278,7 +278,7 @@ def _try_on_walkway(
 
 
 def _at_corner(kind: str, town: Town, anchor: Array, rng: np.random.Generator) -> list[Actor]:
-    """Two in a row on the walkway round a crossing, for scenes that take place on it."""
+    """Place two in a row on the walkway round a crossing, for scenes that take place on it."""
     near = [n for n in town.nodes if float(np.linalg.norm(n.position - anchor)) < 26.0]
     for _ in range(20 if near else 0):
         ring = near[int(rng.integers(len(near)))].area.buffer(0.8).exterior

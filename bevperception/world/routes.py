@@ -1,4 +1,4 @@
-"""Ways through a town: chains of lanes and the crossings on them."""
+"""Routes through a town: chains of lanes and the crossings on them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Route:
-    """What a vehicle follows.
+    """A vehicle's route: its path, speed limits and crossings.
 
     Attributes:
         path: middle of the lanes and connectors, shifted sideways if the vehicle keeps to an edge.
@@ -76,7 +76,7 @@ class Route:
 
 
 def random_route(town: Town, lane: Lane, length_m: float, left_m: float, rng: np.random.Generator) -> Route:
-    """A way that starts with a lane and turns at random.
+    """Draw a route that starts with a lane and turns at random.
 
     Args:
         town: the roads.

@@ -1,4 +1,4 @@
-"""One scene from its settings to its files: staged, rendered, written."""
+"""Make one scene from its settings to its files: stage, render, write."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NEAR_SCENERY_M: Final = 140.0
 
 @lru_cache(maxsize=4)
 def furnished_town(seed: int, location: str) -> tuple[Town, list[Prop]]:
-    """The roads of a location and what stands beside them, kept once built."""
+    """Build the roads and the scenery of a location; they are kept in memory."""
     town = build_town(seed, location)
     return town, furnish_town(town, seed)
 
@@ -186,7 +186,7 @@ def _annotate(
     silhouette: NDArray[np.int64],
     points: NDArray[np.int64],
 ) -> None:
-    """Boxes of what is near and met by the lidar; what is hidden from it has no box, as in nuScenes."""
+    """Annotate near actors that the lidar hits; hidden ones have no box, as in nuScenes."""
     cast, frames = scene.stage.cast, scene.config.frames
     times = np.array([scene.frame_time_s(frame) for frame in range(frames)])
     states = np.array([cast.at(time) for time in times])

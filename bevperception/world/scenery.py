@@ -1,4 +1,4 @@
-"""Buildings, trees and lamp posts: what stands in a town for good and is not annotated."""
+"""Place buildings, trees and lamp posts in a town; they are not annotated."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LAMP_M: Final = 6.5
 
 @dataclass(frozen=True, eq=False)
 class Prop:
-    """A thing that stands still.
+    """A building, tree or lamp post.
 
     Attributes:
         pose: (3,) x, y, yaw.
@@ -57,7 +57,7 @@ class Prop:
 
 
 def furnish_town(town: Town, seed: int) -> list[Prop]:
-    """All props of a town; they depend on the seed and the location alone."""
+    """Place all props of a town; they depend on the seed and the location alone."""
     rng = generator(seed, "scenery", LOCATIONS.index(town.location))
     kept_free = shapely.union_all([town.drivable, *town.walkways, *town.car_parks]).buffer(0.4)
     shapely.prepare(kept_free)

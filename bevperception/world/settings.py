@@ -1,4 +1,4 @@
-"""What a world is made of: its settings and what is allowed."""
+"""Settings of a world and their allowed ranges."""
 
 from __future__ import annotations
 

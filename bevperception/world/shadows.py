@@ -1,4 +1,4 @@
-"""Where the shadows of boxes fall on the flat ground."""
+"""Cast the shadows of boxes on the flat ground."""
 
 from __future__ import annotations
 

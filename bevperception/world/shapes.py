@@ -1,4 +1,4 @@
-"""How things of each class look: bodies, windows, lights and wheels, so that a front differs from a back."""
+"""Build the meshes of each class: bodies, windows, lights and wheels, so that a front differs from a back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 
 def make_mesh(kind: str, size_m: Size, colour: Colour, rider: bool, rng: np.random.Generator) -> Mesh:
-    """The mesh of one thing; it fills its box and stays inside.
+    """Build the mesh of one object; it fills its box and stays inside.
 
     Args:
         kind: detection class.

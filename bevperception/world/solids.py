@@ -1,4 +1,4 @@
-"""All things of a scene as one set of arrays, so that a picture's geometry is computed in one go."""
+"""All objects of a scene as one set of arrays, so that a picture's geometry is computed in one go."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Faces:
 
 
 class Solids:
-    """Meshes with the boxes around them.
+    """All meshes of a scene with the boxes around them.
 
     Args:
         meshes: of the things.
@@ -105,8 +105,10 @@ class Solids:
         depth = local[:, 2]
         return np.flatnonzero(inside & (depth > NEAR_M - self.radius) & (depth < reach_m))
 
-    def see(self, chosen: Indices, eye: Camera, to_global: Array, position: Array, poses: Array) -> Faces:
-        """The faces of some things that are turned to the camera, in drawing order.
+    def visible_faces(
+        self, chosen: Indices, eye: Camera, to_global: Array, position: Array, poses: Array
+    ) -> Faces:
+        """Select the faces of some objects that are turned to the camera, in drawing order.
 
         The nearness at which a pixel's ray enters the box of a thing is the smallest of the values
         a u + b v + c of its planes, of which those turned away are left at infinity.

@@ -1,4 +1,4 @@
-"""A scene is set: the ego car's way, the traffic around it, and everything that stands or walks beside it."""
+"""Stage a scene: the ego car's way, the traffic around it, and objects and people beside it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ ENOUGH: Final = 1.3
 
 @dataclass
 class Stage:
-    """A scene before it is rendered.
+    """Town, ego car and actors of a scene, before it is rendered.
 
     Attributes:
         town: its map.
@@ -67,7 +67,7 @@ class Stage:
 
 
 def set_stage(town: Town, seed: int, scene: int, duration_s: float) -> Stage:
-    """Set a scene; it depends on these arguments alone.
+    """Stage a scene; it depends on these arguments alone.
 
     Args:
         town: the map.
@@ -87,26 +87,26 @@ def set_stage(town: Town, seed: int, scene: int, duration_s: float) -> Stage:
     roadside = Roadside(town, ego, times, rng)
     actors = _vehicles(drivers, kinds, motion, times, rng)
     actors += _crossers(walkers, walks, times, rng)
-    actors += roadside.first()
+    actors += roadside.required_and_people()
     cast = _without_collisions(actors, ego, times)
     cast = _top_up(cast, roadside, ego, times, duration_s)
-    cast = _without_collisions([*cast.actors, *roadside.rest()], ego, times)
+    cast = _without_collisions([*cast.actors, *roadside.parked_vehicles()], ego, times)
     return Stage(town, ego, _top_up(cast, roadside, ego, times, duration_s))
 
 
 def _top_up(cast: Cast, roadside: Roadside, ego: EgoPath, times: Array, duration_s: float) -> Cast:
-    """The cast with more of the classes that it has too few of, as far as there is room."""
+    """Add actors of the classes that are too rare, as far as there is room."""
     for _ in range(ROUNDS):
         lacking = [kind for kind, mean in mean_counts(cast, ego, duration_s).items() if mean < ENOUGH]
         if not lacking:
             break
-        more = [actor for kind in lacking for _ in range(3) for actor in roadside.more(kind)]
+        more = [actor for kind in lacking for _ in range(3) for actor in roadside.more_of(kind)]
         cast = _without_collisions([*cast.actors, *more], ego, times)
     return cast
 
 
 def mean_counts(cast: Cast, ego: EgoPath, duration_s: float) -> dict[str, float]:
-    """How many actors of each class the lidar meets within the class's range, on average over a scene."""
+    """Count the actors of each class that the lidar hits within the class's range, averaged over a scene."""
     times = np.linspace(0.0, duration_s, 4)
     bounds = np.array([actor_bounds(actor.size_m) for actor in cast.actors])
     met = []
@@ -175,7 +175,7 @@ def _spawn_places(town: Town, line: Array, rng: np.random.Generator) -> list[tup
 def _crossing_people(
     town: Town, route: Route, start: float, duration_s: float, rng: np.random.Generator
 ) -> tuple[list[Walker], list[Path]]:
-    """People who cross, in groups, at the crossings that the ego car comes to; mostly not in its own way."""
+    """Add groups of people who cross where the ego car passes, mostly not in front of it."""
     walkers, walks = [], []
     all_crossings = crossings(town)
     for gate in [g for g in route.gates if g.stop_s > start][:4]:
@@ -284,7 +284,7 @@ def make_actor(
 
 
 def _without_collisions(actors: list[Actor], ego: EgoPath, times: Array) -> Cast:
-    """The actors that come into no other's place: of two that do, the later one is left out."""
+    """Remove actors that collide with others: of two, the later one is left out."""
     poses = ego.poses(times)
     middle = ego_car.FRONT_M - ego_car.LENGTH_M / 2
     centre = poses[:, :2] + middle * np.stack((np.cos(poses[:, 2]), np.sin(poses[:, 2])), axis=-1)

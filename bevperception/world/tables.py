@@ -1,4 +1,4 @@
-"""The rows of nuScenes' tables: those that all scenes share, and those of one scene."""
+"""Build the rows of nuScenes' tables, of all scenes together and of one scene."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CHANNELS: Final = (*(mount.channel for mount in CAMERAS), LIDAR_CHANNEL)
 
 @dataclass(frozen=True)
 class Shot:
-    """One file of a sensor.
+    """One image or lidar file of a sensor.
 
     Attributes:
         channel: of the sensor.

@@ -1,4 +1,4 @@
-"""Traffic: drivers on routes that keep their distance, brake for bends and share crossings.
+"""Simulate traffic: drivers on routes that keep their distance, brake for bends and share crossings.
 
 Every driver follows its route with the intelligent driver model (Treiber, Hennecke, Helbing 2000) behind
 whatever stands or moves in the corridor ahead. Crossings are passed in order of arrival, by several at once
@@ -52,7 +52,7 @@ class Driver:
 
 @dataclass
 class Walker:
-    """Somebody who wants to cross at an arm of a crossing.
+    """A pedestrian who wants to cross at an arm of a crossing.
 
     Attributes:
         node, arm: where.
@@ -70,7 +70,7 @@ class Walker:
 
 @dataclass
 class _Crossing:
-    """Who uses a crossing, who waits for it in order of arrival, and which arms people walk over."""
+    """State of a crossing: its users, its queue in order of arrival, and the arms that people walk over."""
 
     inside: dict[int, Gate] = field(default_factory=dict)
     queue: dict[int, Gate] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class _Crossing:
 
 @dataclass(frozen=True)
 class Motion:
-    """What the drivers did.
+    """Arc length and speed of every driver over time.
 
     Attributes:
         s, speed: (steps, drivers) at every ``STEP_S``.
@@ -112,7 +112,7 @@ class Motion:
 
 
 def simulate(drivers: list[Driver], walkers: list[Walker], steps: int) -> Motion:
-    """Let the drivers drive; they and the walkers are changed.
+    """Simulate the drivers; they and the walkers are changed.
 
     Args:
         drivers: the ego car first.

@@ -120,7 +120,7 @@ _KINDS: Final = {
 
 
 def draw_weather(rng: np.random.Generator) -> Weather:
-    """The weather of one scene."""
+    """Draw the weather of one scene."""
     names = list(_KINDS)
     shares = np.array([_KINDS[name][0] for name in names])
     name = names[int(rng.choice(len(names), p=shares / shares.sum()))]

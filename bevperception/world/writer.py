@@ -1,4 +1,4 @@
-"""Writing a world: scenes by a pool of processes into a hidden folder, which becomes the data root.
+"""Write a world: a pool of processes makes scenes in a hidden folder, which becomes the data root.
 
 While a world is being made it lies in ``.NAME.partial`` beside its final place. Each finished scene leaves a
 record there, so that a run that was cut off goes on where it stopped; what it finds is only taken over if
@@ -39,7 +39,7 @@ LOCK: Final = "lock"
 
 
 def make_world(config: WorldConfig, root: Path, workers: int = 0, progress: bool = True) -> Path:
-    """Make a world, go on with one that was cut off, or find it already there.
+    """Make a world, continue an interrupted one, or return at once if it is complete.
 
     Args:
         config: what it is made of.
@@ -84,7 +84,7 @@ def make_world(config: WorldConfig, root: Path, workers: int = 0, progress: bool
 
 
 def partial_folder(root: Path) -> Path:
-    """Where a world lies until it is complete."""
+    """Folder that holds a world until it is complete."""
     return Path(os.path.abspath(root.expanduser())).with_name(f".{root.name}.partial")
 
 
