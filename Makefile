@@ -47,7 +47,7 @@ test: $(PACKAGE)
 	$(BIN)/python -m pytest
 	$(MAKE) test-small-cpu
 
-# What depends on the processor once more as on one that has AVX2 alone: no AVX-512, no AMX, no bfloat16. What a
+# What depends on the processor once more as on one that has AVX2 alone: no AVX-512, no bfloat16. What a
 # compiler, other processes or the inductor take long for does not depend on it.
 SMALL_CPU := ONEDNN_MAX_CPU_ISA=AVX2 BEVPERCEPTION_CPU_ISA=avx2 ATEN_CPU_CAPABILITY=avx2
 test-small-cpu: $(PACKAGE)

@@ -50,8 +50,6 @@ AVX512_FLAGS = [
 ISA_FLAGS = {
     "isa_avx2.cpp": ["-mavx2", "-mfma"],
     "isa_avx512.cpp": AVX512_FLAGS,
-    # g++ 12 warns of its own header.
-    "isa_amx.cpp": [*AVX512_FLAGS, "-mamx-tile", "-mamx-bf16", "-Wno-maybe-uninitialized"],
 }
 
 CUDA_SOURCES = SOURCES / "cuda"
@@ -105,7 +103,7 @@ def nvcc_command(nvcc: Path, source: Path | str, target: Path | str, archs: list
 
 def native_extension() -> Extension:
     """The library of all native operators."""
-    sources = [*ROOT.glob(f"{SOURCES}/*.cpp"), *ROOT.glob(f"{SOURCES}/cpu/*.cpp")]
+    sources = [*ROOT.glob(f"{SOURCES}/binding/*.cpp"), *ROOT.glob(f"{SOURCES}/cpu/*.cpp")]
     if platform.machine() not in ("x86_64", "AMD64"):
         sources = [source for source in sources if source.name not in ISA_FLAGS]
     headers = ROOT.glob(f"{SOURCES}/**/*.h")

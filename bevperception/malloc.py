@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import platform
-
-import numpy as np
-import torch
-from torch import Tensor
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """``M_TRIM_THRESHOLD`` and ``M_MMAP_THRESHOLD`` of glibc's malloc.h."""
@@ -34,21 +29,3 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
     return all(mallopt(*option) == 1 for option in ((_MMAP_THRESHOLD, _LARGEST), (_TRIM_THRESHOLD, _NEVER)))
-
-
-def reusable_empty(*shape: int) -> Tensor:
-    """An uninitialised float32 tensor, aligned to cache lines, whose memory serves the next one of its size.
-
-    PyTorch's own is aligned by the C library, and glibc (2.36) wants more for that than it got back when the
-    last piece of this size was freed: where freed memory is kept, it grows with every frame for a while.
-
-    Args:
-        shape: of the tensor.
-
-    Returns:
-        It, contiguous, on the CPU.
-    """
-    count, item = math.prod(shape), np.dtype(np.float32).itemsize
-    memory = np.empty(count + _LINE // item, np.float32)
-    first = -memory.ctypes.data % _LINE // item
-    return torch.from_numpy(memory)[first : first + count].view(shape)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from bevperception import malloc
 
@@ -47,16 +46,3 @@ def test_kept_memory_is_used_again() -> None:
 def test_other_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not malloc.keep_freed_memory()
-
-
-@pytest.mark.parametrize("shape", [(3, 5, 7), (1,), (4 << 20,), (2, 0, 3)])
-def test_reusable_memory_is_as_asked_for(shape: tuple[int, ...]) -> None:
-    tensors = [malloc.reusable_empty(*shape) for _ in range(3)]
-    for value, tensor in enumerate(tensors):
-        tensor.fill_(value)
-    for value, tensor in enumerate(tensors):
-        assert tensor.shape == shape
-        assert tensor.dtype == torch.float32
-        assert tensor.is_contiguous()
-        assert tensor.data_ptr() % 64 == 0
-        assert (tensor == value).all()

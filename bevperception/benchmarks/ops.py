@@ -379,7 +379,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
         help="local: sampling points around each query's own place, as in the models; uniform: anywhere",
     )
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    parser.add_argument("--isa", help="instruction set of the native kernels: amx, avx512, avx2 or baseline")
+    parser.add_argument("--isa", help="instruction set of the native kernels: avx512, avx2 or baseline")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
     return parser
 

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bevperception.malloc import reusable_empty
-from bevperception.ops import native
 from bevperception.ops.backend import requested_backend
 
 Activation = Literal["none", "relu", "gelu", "silu"]
@@ -27,8 +25,6 @@ _IN_ONEDNN: dict[Activation, tuple[str, str]] = {
     "silu": ("swish", ""),
 }
 """Name and algorithm of each."""
-_ENOUGH_CHANNELS, _ENOUGH_ROWS = 128, 512
-"""From which on products by split numbers are the fastest."""
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -37,9 +33,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation = "no
 
     PyTorch multiplies dense float32 matrices on CPUs by its BLAS, which copies the bias into the result
     first; oneDNN, which it has on board and uses in compiled code, does all in one pass and is a quarter
-    faster on AMD processors. That way is taken for prediction, or for many numbers, where the CPU has AMX,
-    the native one by split numbers (:func:`bevperception.ops.convolution.convolve`). With gradients, in
-    other dtypes, on other devices, under autocast, with the reference backend and while compiling it is
+    faster on AMD processors. That way is taken for prediction. With gradients, in other dtypes, on other
+    devices, under autocast, with the reference backend and while compiling it is
     :func:`torch.nn.functional.linear`.
 
     Args:
@@ -52,8 +47,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation = "no
         (..., out).
     """
     if _is_fast(x, weight, bias):
-        if _is_split(x, weight):
-            return _linear_split(x, weight, bias, activation)
         name, algorithm = _IN_ONEDNN[activation]
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], algorithm)
         return result
@@ -72,34 +65,6 @@ def _is_fast(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
         and not torch.is_autocast_enabled("cpu")
     )
-
-
-def _is_split(x: Tensor, weight: Tensor) -> bool:
-    """Whether the native product by split numbers can take it, and is the fastest."""
-    outputs, inputs = weight.shape
-    return (
-        native.STATUS.loaded
-        and native.cpu_isa() == "amx"
-        and inputs % 32 == outputs % 32 == 0
-        and min(inputs, outputs) >= _ENOUGH_CHANNELS
-        and x.numel() >= _ENOUGH_ROWS * inputs
-    )
-
-
-def _linear_split(x: Tensor, weight: Tensor, bias: Tensor, activation: Activation) -> Tensor:
-    """A convolution of a map of one row."""
-    result = reusable_empty(*x.shape[:-1], weight.shape[0])
-    torch.ops.bevperception.convolve_split_(
-        result.view(1, 1, -1, weight.shape[0]),
-        x.reshape(1, 1, -1, x.shape[-1]),
-        weight[:, :, None, None],
-        bias,
-        stride=1,
-        padding=0,
-        adds=False,
-        activation=activation,
-    )
-    return result
 
 
 class Linear(nn.Linear):

@@ -34,7 +34,7 @@ class LibraryStatus:
 
 
 def cpu_isa() -> str:
-    """Instruction set that the native CPU kernels use: "amx", "avx512", "avx2" or "baseline".
+    """Instruction set that the native CPU kernels use: "avx512", "avx2" or "baseline".
 
     Raises:
         AttributeError: the library is not loaded.
@@ -92,9 +92,6 @@ def _load(path: Path) -> LibraryStatus:
         _register_fused()
         torch.library.register_fake("bevperception::layer_norm")(_fake_rows)
         torch.library.register_fake("bevperception::softmax")(_fake_rows)
-        torch.library.register_fake("bevperception::convolve_3x3")(_fake_convolve_3x3)
-        torch.library.register_fake("bevperception::convolve_1x1_")(_fake_in_place)
-        torch.library.register_fake("bevperception::convolve_split_")(_fake_in_place)
         select_cpu_isa(None)
     except (OSError, RuntimeError) as error:
         return LibraryStatus(None, f"{path.name} cannot be used ({error})")
@@ -141,14 +138,6 @@ def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
 
 def _fake_rows(rows: Tensor, *settings: Any) -> Tensor:
     return torch.empty_like(rows, memory_format=torch.contiguous_format)
-
-
-def _fake_convolve_3x3(pixels: Tensor, weight: Tensor, *settings: Any) -> Tensor:
-    return pixels.new_empty(*pixels.shape[:3], weight.shape[0])
-
-
-def _fake_in_place(*arguments: Any) -> None:
-    """It returns nothing."""
 
 
 def _gradient_dtype(tensor: Tensor) -> torch.dtype:

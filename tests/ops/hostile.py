@@ -36,9 +36,7 @@ class Hostile:
 
     def call(self) -> Call:
         """The call, not yet made."""
-        make = self.random.choice(
-            (self.attention, self.convolution, self.rows, self.norms, self.plain_convolution)
-        )
+        make = self.random.choice((self.attention, self.convolution, self.rows, self.norms))
         return make()
 
     def attention(self) -> Call:
@@ -125,43 +123,6 @@ class Hostile:
         weight, bias = self.bent(self.numbers(channels)), self.bent(self.numbers(channels))
         epsilon = self.random.choice((1e-5, 0.0, *PLACES))
         return lambda: torch.ops.bevperception.layer_norm(rows, weight, bias, epsilon)
-
-    def plain_convolution(self) -> Call:
-        """convolve_3x3, convolve_1x1_ or convolve_split_."""
-        pick = self.random.randint
-        self.dtype = self.random.choice((torch.float32,) * 9 + (torch.float64,))
-        inputs, outputs = (self.random.choice((32, 32, 64, pick(0, 70))) for _ in range(2))
-        relu = bool(pick(0, 1))
-        bias = self.bent(self.numbers(outputs))
-        kind, adds = pick(0, 2), bool(pick(0, 1))
-        if kind == 0:
-            pixels = self.bent(self.places(pick(0, 2), pick(0, 9), pick(0, 9), inputs))
-            weight = self.bent(self.numbers(outputs, inputs, 3, 3))
-            return lambda: torch.ops.bevperception.convolve_3x3(pixels, weight, bias, relu)
-        if kind == 1:
-            return self.split_convolution(inputs, outputs, bias, adds)
-        count = pick(0, 70)
-        rows, weight = self.bent(self.places(count, inputs)), self.bent(self.numbers(outputs, inputs))
-        result = self.bent(self.places(count, outputs))
-        return lambda: torch.ops.bevperception.convolve_1x1_(result, rows, weight, bias, adds, relu)
-
-    def split_convolution(self, inputs: int, outputs: int, bias: Tensor, adds: bool) -> Call:
-        """convolve_split_."""
-        pick = self.random.randint
-        size, kernel, stride, padding = (
-            [pick(0, 2), pick(0, 9), pick(0, 9)],
-            pick(1, 4),
-            pick(1, 3),
-            pick(0, 2),
-        )
-        out = [size[0], *(max((n + 2 * padding - kernel) // stride + 1, 0) for n in size[1:])]
-        pixels, result = self.bent(self.places(*size, inputs)), self.bent(self.places(*out, outputs))
-        weight = self.bent(self.numbers(outputs, inputs, kernel, kernel))
-        steps = self.lies([stride, padding])
-        activation = self.random.choice(("none", "relu", "gelu", "silu", "tanh"))
-        return lambda: torch.ops.bevperception.convolve_split_(
-            result, pixels, weight, bias, *steps, adds, activation
-        )
 
     def numbers(self, *shape: int) -> Tensor:
         """Ordinary numbers."""

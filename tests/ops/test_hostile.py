@@ -30,12 +30,7 @@ AVX512_FLAGS = [*(f"-mavx512{part}" for part in ("f", "vl", "bw", "dq")), "-mfma
 FLAGS_OF = {
     "isa_avx2.cpp": ["-mavx2", "-mfma"],
     "isa_avx512.cpp": AVX512_FLAGS,
-    # Sanitizers do not see what a tile register is loaded from, and few CPUs have them.
-    "isa_amx.cpp": [*AVX512_FLAGS, "-include", str(ROOT / "tests" / "ops" / "emulated_tiles.h")],
-    "dispatch.cpp": ["-DBEV_EMULATED_TILES"],
 }
-HAS_AVX512 = "avx512" in ISAS
-SANITIZED_ISAS = ["amx", *(isa for isa in ISAS if isa != "amx")] if HAS_AVX512 else ISAS
 
 
 def find_runtime(name: str) -> str | None:
@@ -104,12 +99,12 @@ def run(program: str, library: Path, *arguments: str) -> subprocess.CompletedPro
 @pytest.fixture(scope="module")
 def hostile_calls(sanitized: Path) -> subprocess.CompletedProcess[str]:
     """With every instruction set: one process for all, since to start it takes longer than the calls."""
-    return run("hostile.py", sanitized, str(CALLS), *SANITIZED_ISAS)
+    return run("hostile.py", sanitized, str(CALLS), *ISAS)
 
 
 @needs_native
 @needs_sanitizers
-@pytest.mark.parametrize("isa", SANITIZED_ISAS)
+@pytest.mark.parametrize("isa", ISAS)
 def test_hostile_calls_are_refused_or_served(
     hostile_calls: subprocess.CompletedProcess[str], isa: str
 ) -> None:
@@ -124,15 +119,6 @@ def test_hostile_calls_are_refused_or_served(
 @needs_sanitizers
 def test_the_process_survives_the_hostile_calls(hostile_calls: subprocess.CompletedProcess[str]) -> None:
     assert hostile_calls.returncode == 0, hostile_calls.stderr[-4000:]
-
-
-@needs_native
-@needs_sanitizers
-@pytest.mark.skipif(not HAS_AVX512, reason="needs AVX-512")
-def test_convolution_on_emulated_tiles(sanitized: Path) -> None:
-    done = run("emulated_convolution.py", sanitized)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert 0 < float(done.stdout) < 1e-5
 
 
 @needs_native

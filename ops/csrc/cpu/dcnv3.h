@@ -8,7 +8,7 @@
 namespace bevperception::cpu {
 namespace {
 
-constexpr int64_t kPlaneBytes = KeptMemory::kLimits[KeptMemory::kWork];  // of the planes at a time; one if it is larger
+constexpr int64_t kPlaneBytes = KeptMemory::kLimit;  // of the planes at a time; one if it is larger
 constexpr int64_t kStripPoints = 288;  // of a group, in consecutive cells of a row
 
 // One cell and group of the output: the weighted corners of its points.

@@ -4,14 +4,6 @@
 
 #include "kernels.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-#if defined(__x86_64__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 namespace bevperception::cpu {
 namespace {
 
@@ -19,22 +11,6 @@ namespace {
 bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
-}
-
-// Whether the CPU has tiles of bfloat16 numbers, and Linux (5.16 or newer) lets this process use them.
-bool has_amx() {
-#if defined(BEV_EMULATED_TILES)  // for tests: isa_amx.cpp is compiled so that it needs none
-  return has_avx512();
-#elif defined(__linux__)
-  constexpr unsigned kBfloat16Tiles = 1u << 22, kTiles = 1u << 24;
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  if ((d & kBfloat16Tiles) == 0 || (d & kTiles) == 0) return false;
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
 }
 #endif
 
@@ -45,7 +21,6 @@ struct Candidate {
 
 const Candidate kCandidates[] = {
 #if defined(__x86_64__)
-    {&kAmx, has_amx},
     {&kAvx512, has_avx512},
     {&kAvx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif

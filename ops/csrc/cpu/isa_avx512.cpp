@@ -4,6 +4,5 @@
 
 namespace bevperception::cpu {
 const Isa kAvx512 = isa_named("avx512");
-const Isa kAmx = isa_named("amx", &kAmxKernels);
 }  // namespace bevperception::cpu
 #endif

@@ -6,9 +6,7 @@
 #include "dcnv3_backward.h"
 #include "deform_attn_backward.h"
 #include "ms_deform_attn.h"
-#include "pointwise.h"
 #include "rows.h"
-#include "winograd.h"
 
 namespace bevperception::cpu {
 namespace {
@@ -23,15 +21,8 @@ constexpr Kernels<T> kernels_of_this_isa() {
   };
 }
 
-constexpr Isa isa_named(const char* name, const SplitKernels* split = nullptr) {
-  return {name,
-          kernels_of_this_isa<float>(),
-          kernels_of_this_isa<double>(),
-          layer_norm<Bfloat16, float>,
-          kPanel,
-          {winograd_kernels, winograd_patches, winograd_products, winograd_outputs},
-          {pointwise_weights, pointwise},
-          split};
+constexpr Isa isa_named(const char* name) {
+  return {name, kernels_of_this_isa<float>(), kernels_of_this_isa<double>(), layer_norm<Bfloat16, float>};
 }
 
 }  // namespace

@@ -37,26 +37,24 @@ class AlignedMemory {
 };
 
 // Uninitialised memory that its thread keeps for the next who asks, up to a limit: fresh memory has to be cleared
-// by the system before it can be touched. Of each kind one at a time in a thread.
+// by the system before it can be touched. One at a time in a thread.
 class KeptMemory {
  public:
-  enum Kind { kWork, kWeights, kKinds };
-  static constexpr int64_t kLimits[kKinds] = {int64_t(8) << 20, int64_t(32) << 20};  // bytes; more is given back
+  static constexpr int64_t kLimit = int64_t(8) << 20;  // bytes; more is given back
 
-  explicit KeptMemory(int64_t bytes, Kind kind = kWork);
-  void* data() const { return own_ ? own_->data() : kept(kind_).memory->data(); }
+  explicit KeptMemory(int64_t bytes);
+  void* data() const { return own_ ? own_->data() : kept().memory->data(); }
 
  private:
   struct Kept {
     std::unique_ptr<AlignedMemory> memory;
     int64_t bytes = 0;
   };
-  static Kept& kept(Kind kind) {
-    static thread_local Kept memory[kKinds];
-    return memory[kind];
+  static Kept& kept() {
+    static thread_local Kept memory;
+    return memory;
   }
 
-  Kind kind_;
   std::unique_ptr<AlignedMemory> own_;
 };
 
@@ -105,12 +103,12 @@ inline void advise_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
-inline KeptMemory::KeptMemory(int64_t bytes, Kind kind) : kind_(kind) {
-  Kept& memory = kept(kind);
+inline KeptMemory::KeptMemory(int64_t bytes) {
+  Kept& memory = kept();
   if (bytes <= memory.bytes) return;
   auto fresh = std::make_unique<AlignedMemory>(bytes);
   advise_huge_pages(fresh->data(), bytes);
-  if (bytes > kLimits[kind]) {
+  if (bytes > kLimit) {
     own_ = std::move(fresh);
   } else {
     memory.memory = std::move(fresh);

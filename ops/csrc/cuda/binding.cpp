@@ -11,9 +11,9 @@
 #define BEV_KEY CUDA
 #endif
 
-#include "../binding_dcnv3.h"
-#include "../binding_deform_attn.h"
-#include "../binding_ms_deform_attn.h"
+#include "../binding/dcnv3.h"
+#include "../binding/deform_attn.h"
+#include "../binding/ms_deform_attn.h"
 #include "../schemas.h"
 #include "kernels.h"
 
@@ -147,8 +147,8 @@ MsDeformAttn problem_of(const MsDeformAttnArguments& arguments) {
   const auto& sizes = arguments.sizes;
   require_real(kName, arguments.value, {&arguments.locations, &arguments.weights});
   require_counts(kName, sizes.queries, sizes.heads, sizes.levels * sizes.points);
-  return {number_of(kName, arguments.value), sizes, table_of(kName, arguments.levels),
-          arguments.value.data_ptr(), arguments.locations.data_ptr(), arguments.weights.data_ptr()};
+  return {{sizes, arguments.value.data_ptr(), arguments.locations.data_ptr(), arguments.weights.data_ptr()},
+          number_of(kName, arguments.value), table_of(kName, arguments.levels)};
 }
 
 Tensor forward(const Tensor& value, std::vector<int64_t> shapes, const Tensor& locations, const Tensor& weights) {
@@ -203,8 +203,8 @@ Dcnv3 problem_of(const Dcnv3Arguments& arguments) {
   const Dcnv3Sizes& sizes = arguments.sizes;
   require_real(kName, arguments.input, {&arguments.offset, &arguments.mask});
   require_counts(kName, sizes.out_height * sizes.out_width, sizes.groups, sizes.points());
-  return {number_of(kName, arguments.input), sizes, arguments.offset_scale, arguments.input.data_ptr(),
-          arguments.offset.data_ptr(), arguments.mask.data_ptr()};
+  return {{sizes, arguments.input.data_ptr(), arguments.offset.data_ptr(), arguments.mask.data_ptr()},
+          number_of(kName, arguments.input), arguments.offset_scale};
 }
 
 Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask, int64_t kernel_size, int64_t stride,

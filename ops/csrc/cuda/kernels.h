@@ -7,8 +7,7 @@
 
 #include <stdint.h>
 
-#include "../common/dcnv3.h"
-#include "../common/ms_deform_attn.h"
+#include "../common/problems.h"
 
 namespace bevperception::cuda {
 
@@ -22,37 +21,22 @@ struct LevelTable {
   Level at[kMaxLevels];
 };
 
-struct MsDeformAttn {
+struct MsDeformAttn : MsDeformAttnProblem<void> {
   Number number;
-  MsDeformAttnSizes sizes;
   LevelTable levels;
-  const void* value;      // (batch, cells, heads, channels)
-  const void* locations;  // (batch, queries, heads, levels, points, 2)
-  const void* weights;    // (batch, queries, heads, levels, points)
 };
 
-struct Dcnv3 {
+struct Dcnv3 : Dcnv3Problem<void> {
   Number number;
-  Dcnv3Sizes sizes;
   double offset_scale;
-  const void* input;   // (batch, height, width, groups, channels)
-  const void* offset;  // (batch, out_height, out_width, groups, points, 2)
-  const void* mask;    // (batch, out_height, out_width, groups, points)
 };
 
-// See cpu::DeformAttn. Entries and maps that row_start and map_of name beyond the last are left out.
-struct DeformAttn {
+// Entries and maps that row_start and map_of name beyond the last are left out.
+struct DeformAttn : DeformAttnProblem<void> {
   Number number;
-  MsDeformAttnSizes sizes;  // batch: maps; queries: rows of a map, where row_start is null
   LevelTable levels;
-  const void* value;    // (maps, cells, heads, channels)
-  const void* offsets;  // (rows, heads, levels, points, 2) in cells; a row is contiguous
-  const void* logits;   // (rows, heads, levels, points); a row is contiguous
-  const void* references;  // (entries, anchors, 2)
-  int64_t rows, entries, offsets_stride, logits_stride, anchors, groups;
+  int64_t rows, entries;
   uint16_t anchor_of[kMaxSamples];
-  const int64_t* row_start;  // (rows + 1) or null
-  const int64_t* map_of;     // (entries), null with row_start
 };
 
 // Where the gradient of a map goes. Without segments it is added up in the order in which threads come, which

@@ -1,20 +1,17 @@
 // What all kernels need: number types, loads of 16 bytes, additions that others may do at the same time.
-// nvcc compiles this for GPUs; with BEV_EMULATOR defined a C++ compiler builds the same kernels for the CPU
-// (ops/emulator), where their logic is tested.
+// nvcc compiles this for GPUs. Tests build the very same kernels for the CPU, where another header, included first,
+// stands for CUDA and defines the two macros below.
 #pragma once
 
 #include <stdint.h>
 #include <string.h>
 
-#if defined(BEV_EMULATOR)
-#include "../../emulator/emulator.h"
-#endif
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include "../common/host_device.h"
 
-#if !defined(BEV_EMULATOR)
+#if !defined(BEV_SHARED)
 #define BEV_SHARED(type, name, count) __shared__ type name[count]
 #define BEV_LAUNCH(kernel, grid, threads, stream, ...)                                                    \
   kernel<<<dim3(static_cast<unsigned>((grid).x), static_cast<unsigned>((grid).y),                         \

@@ -58,6 +58,7 @@ def compile_emulated(
     assert headers is not None
     flags = [*FLAGS, *(SANITIZERS if sanitize else ["-O1"])]
     flags += ["-isystem", str(TORCH / "include"), "-isystem", str(headers)]
+    flags += ["-include", str(sources / "emulator" / "emulator.h")]
 
     def compile_one(name: str) -> Path:
         target = folder / f"{Path(name).stem}.o"

@@ -13,8 +13,8 @@
 #include <initializer_list>
 #include <vector>
 
-#include "cpu/kernels.h"
-#include "cpu/memory.h"
+#include "../cpu/kernels.h"
+#include "../cpu/memory.h"
 
 namespace bevperception {
 

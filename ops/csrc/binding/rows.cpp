@@ -1,5 +1,5 @@
 // Layer norm and softmax of rows for PyTorch on the CPU, without gradients.
-#include "binding.h"
+#include "tensors.h"
 
 namespace bevperception {
 namespace {

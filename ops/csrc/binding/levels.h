@@ -3,7 +3,7 @@
 
 #include <limits>
 
-#include "binding.h"
+#include "tensors.h"
 
 namespace bevperception {
 

@@ -1,10 +1,10 @@
 // ms_deform_attn for PyTorch on the CPU.
 #include <tuple>
 
-#include "binding.h"
-#include "binding_ms_deform_attn.h"
-#include "binding_row_order.h"
-#include "schemas.h"
+#include "tensors.h"
+#include "ms_deform_attn.h"
+#include "row_order.h"
+#include "../schemas.h"
 
 namespace bevperception {
 namespace {
@@ -14,11 +14,8 @@ constexpr const char* kName = "ms_deform_attn";
 struct Arguments : MsDeformAttnArguments {
   template <class T>
   cpu::MsDeformAttn<T> problem(const std::vector<int64_t>& order) const {
-    return {sizes,
+    return {{sizes, data_of<T>(value), data_of<T>(locations), data_of<T>(weights)},
             levels.data(),
-            data_of<T>(value),
-            data_of<T>(locations),
-            data_of<T>(weights),
             order.empty() ? nullptr : order.data()};
   }
 

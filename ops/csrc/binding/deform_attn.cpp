@@ -2,9 +2,9 @@
 #include <optional>
 #include <tuple>
 
-#include "binding_deform_attn.h"
-#include "binding_row_order.h"
-#include "schemas.h"
+#include "deform_attn.h"
+#include "row_order.h"
+#include "../schemas.h"
 
 namespace bevperception {
 namespace {
@@ -14,19 +14,11 @@ constexpr const char* kName = "deform_attn";
 struct RowArguments : DeformAttnArguments {
   template <class T>
   cpu::DeformAttn<T> problem(const std::vector<int64_t>& order) const {
-    return {sizes,
+    return {{sizes, data_of<T>(value), data_of<T>(offsets), offsets.stride(0), data_of<T>(logits), logits.stride(0),
+             data_of<T>(references), references.size(1), groups,
+             row_start ? data_of<int64_t>(*row_start) : nullptr, map_of ? data_of<int64_t>(*map_of) : nullptr},
             levels.data(),
-            data_of<T>(value),
-            data_of<T>(offsets),
-            offsets.stride(0),
-            data_of<T>(logits),
-            logits.stride(0),
-            data_of<T>(references),
-            references.size(1),
             anchor_of.data(),
-            groups,
-            row_start ? data_of<int64_t>(*row_start) : nullptr,
-            map_of ? data_of<int64_t>(*map_of) : nullptr,
             order.empty() ? nullptr : order.data()};
   }
 

@@ -4,7 +4,7 @@
 #include <limits>
 #include <optional>
 
-#include "binding_levels.h"
+#include "levels.h"
 
 namespace bevperception {
 

@@ -5,7 +5,7 @@
 // Rows are taken tile by tile instead: a tile of the map and what points reach beyond it stay in a second-level cache.
 #pragma once
 
-#include "binding_levels.h"
+#include "levels.h"
 
 namespace bevperception {
 

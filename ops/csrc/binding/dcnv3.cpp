@@ -1,8 +1,8 @@
 // dcnv3 for PyTorch on the CPU.
 #include <tuple>
 
-#include "binding_dcnv3.h"
-#include "schemas.h"
+#include "dcnv3.h"
+#include "../schemas.h"
 
 namespace bevperception {
 namespace {
@@ -12,7 +12,7 @@ constexpr const char* kName = "dcnv3";
 struct Arguments : Dcnv3Arguments {
   template <class T>
   cpu::Dcnv3<T> problem() const {
-    return {sizes, static_cast<T>(offset_scale), data_of<T>(input), data_of<T>(offset), data_of<T>(mask)};
+    return {{sizes, data_of<T>(input), data_of<T>(offset), data_of<T>(mask)}, static_cast<T>(offset_scale)};
   }
   int64_t rows() const { return sizes.batch * sizes.out_height; }
   int64_t work_of_group() const { return sizes.out_width * sizes.points() * (4 * sizes.channels + 16); }

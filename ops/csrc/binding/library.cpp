@@ -1,5 +1,5 @@
 // Operators that speak about the library itself.
-#include "binding.h"
+#include "tensors.h"
 
 #include <string>
 

@@ -1,7 +1,7 @@
 // Arguments of ms_deform_attn, checked; for the CPU and for CUDA.
 #pragma once
 
-#include "binding_levels.h"
+#include "levels.h"
 
 namespace bevperception {
 
