@@ -16,7 +16,7 @@ def test_without_a_compiler_setup_succeeds_with_one_warning(tmp_path: Path) -> N
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "ops", tmp_path / "ops")
     (tmp_path / "bevperception").mkdir()
-    (tmp_path / "bevperception" / "__init__.py").touch()
+    shutil.copy(ROOT / "bevperception" / "__init__.py", tmp_path / "bevperception")  # for the version
     (tmp_path / "README.md").touch()
     done = subprocess.run(
         [sys.executable, "setup.py", "build_ext", "--inplace"],
