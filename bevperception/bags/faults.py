@@ -47,7 +47,6 @@ _VALUES: Final = {
 }
 """Kinds, with their value where none is given."""
 
-_SPOILED = ("black", "truncated", "wrong_size", "wrong_encoding")
 _COMPRESSED, _RAW = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image"
 STAMPED: Final = (
     _COMPRESSED,

@@ -17,7 +17,6 @@ from bevperception.streaming.conversions import boxes_of_rows
 from bevperception.structures import Boxes3D
 
 OBJECTS_TOPIC = "/output/objects"
-DETECTIONS_TOPIC = "/output/detections"
 SEGMENTATION_TOPIC = "/output/segmentation/"
 DIAGNOSTICS_TOPIC = "/diagnostics"
 LATENCY_P95 = "latency p95"

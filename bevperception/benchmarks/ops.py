@@ -64,8 +64,8 @@ SETTINGS = ("as it is", "huge pages", "huge pages, kept memory")
 
 
 @dataclass
-class Result:
-    """What one competitor needs at one case: seconds by setting, and memory."""
+class Measurements:
+    """Seconds by setting and memory that one competitor takes in one case."""
 
     forward: dict[str, list[float]] = field(default_factory=dict)
     both: dict[str, list[float]] = field(default_factory=dict)
@@ -189,9 +189,9 @@ def open_workers(options: argparse.Namespace) -> Iterator[list[Worker]]:
             worker.close()
 
 
-def measure_all(options: argparse.Namespace, machine: Machine) -> dict[str, dict[str, Result]]:
+def measure_all(options: argparse.Namespace, machine: Machine) -> dict[str, dict[str, Measurements]]:
     """Results by case and competitor."""
-    results = {key: {name: Result() for name in options.competitors} for key in options.cases}
+    results = {key: {name: Measurements() for name in options.competitors} for key in options.cases}
     with open_workers(options) as workers:
         for key in options.cases:
             request = {
@@ -230,7 +230,7 @@ def format_header(options: argparse.Namespace) -> str:
     )
 
 
-def format_case(key: str, results: dict[str, Result]) -> str:
+def format_case(key: str, results: dict[str, Measurements]) -> str:
     """One case as lines: a competitor each, with its ratios to native."""
     case = CASES[key]
     lines = [f"\n{key}  {case.operator}, {case.title}"]
@@ -248,7 +248,9 @@ def format_case(key: str, results: dict[str, Result]) -> str:
     return "\n".join(lines)
 
 
-def format_bound(key: str, results: dict[str, Result], machine: Machine, options: argparse.Namespace) -> str:
+def format_bound(
+    key: str, results: dict[str, Measurements], machine: Machine, options: argparse.Namespace
+) -> str:
     """The bounds of one case's forward, and how far native is from them."""
     work = _work(key, options)
     lines = []
@@ -270,7 +272,7 @@ def _work(key: str, options: argparse.Namespace) -> Work:
     return forward_work(CASES[key], getattr(torch, options.dtype).itemsize, options.locations)
 
 
-def format_summary(results: dict[str, dict[str, Result]]) -> str:
+def format_summary(results: dict[str, dict[str, Measurements]]) -> str:
     """The smallest ratios over all cases, by operator."""
     lines = ["\nsmallest ratios to native (forward / forward + backward):"]
     for operator in dict.fromkeys(CASES[key].operator for key in results):
@@ -289,7 +291,7 @@ def format_summary(results: dict[str, dict[str, Result]]) -> str:
 
 
 def to_json(
-    options: argparse.Namespace, results: dict[str, dict[str, Result]], machine: Machine
+    options: argparse.Namespace, results: dict[str, dict[str, Measurements]], machine: Machine
 ) -> dict[str, Any]:
     """Everything measured, as plain values."""
     return {

@@ -299,12 +299,12 @@ class NuScenesReader:
         return self._linked(token, count, "next")
 
     def _linked(self, token: str, count: int, link: str) -> list[str]:
-        found: list[str] = []
+        tokens: list[str] = []
         other = self._get("sample", token, token)[link]
-        while other and len(found) < count:
-            found.append(other)
+        while other and len(tokens) < count:
+            tokens.append(other)
             other = self._get("sample", other, token)[link]
-        return found
+        return tokens
 
     def location(self, scene_token: str) -> str:
         """Map name of a scene, for example singapore-onenorth."""

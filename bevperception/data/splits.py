@@ -120,11 +120,11 @@ def scenes_of_split(split: str, version_folder: Path, scenes_present: list[str])
 
 
 def _refuse_other_meaning(
-    split: str, own: Sequence[str], names: set[str], version_folder: Path, scenes_present: Sequence[str]
+    split: str, custom: Sequence[str], names: set[str], version_folder: Path, scenes_present: Sequence[str]
 ) -> None:
     """Raise if ``splits.json`` gives a predefined name to other scenes than the devkit's."""
     present = set(scenes_present)
-    if present.intersection(own) != present.intersection(names):
+    if present.intersection(custom) != present.intersection(names):
         raise ConfigError(
             f"split {split!r} of {version_folder / 'splits.json'} names other scenes than nuScenes' own "
             f"{split!r}, which the devkit takes instead; give it another name there\n"

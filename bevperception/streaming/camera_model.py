@@ -1,4 +1,4 @@
-"""From the numbers of a sensor_msgs/CameraInfo to a pinhole camera, and undistortion.
+"""Make a pinhole camera of the numbers of a sensor_msgs/CameraInfo, and undistort its images.
 
 Source of the models' meaning: ROS REP 104 and image_geometry; the arithmetic is OpenCV's.
 """

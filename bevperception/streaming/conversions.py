@@ -100,7 +100,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which outputs somebody listens to; the others are not computed.
+    """The outputs to compute, since somebody listens to them.
 
     Attributes:
         objects, detections, markers, picture: see :class:`Output`.
@@ -168,7 +168,7 @@ def convert(
 
 
 def boxes_in_base(perception: Perception) -> Boxes3D:
-    """The boxes of a perception in the vehicle's frame; float64 values."""
+    """Transform the boxes of a perception to the vehicle's frame; float64 values."""
     values = transform_boxes(perception.boxes.values.double(), perception.bev_to_ego)
     return Boxes3D(values, perception.boxes.labels, perception.boxes.scores)
 

@@ -56,7 +56,7 @@ def statuses(health: Health, settings: NodeSettings, running: bool, active_s: fl
 
 
 def inactive(reason: str) -> list[Status]:
-    """The only line of a node that is not active."""
+    """Status line of a node that is not active."""
     return [Status("perception", Level.OK, reason)]
 
 

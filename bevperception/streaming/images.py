@@ -106,7 +106,7 @@ def _raw_pixels(image: CameraImage, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def digest(image: CameraImage) -> int:
-    """A number that two images share when (all but certainly) every one of the bytes looked at is equal.
+    """Hash an image; equal numbers mean (all but certainly) that the bytes looked at are equal.
 
     Compressed images count whole; of raw ones every so many-th byte, about 64 kB.
     """

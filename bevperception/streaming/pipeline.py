@@ -334,7 +334,7 @@ class Pipeline:
         return self._motion_refused or self._motion_problem
 
     def _motion(self, images: ImageSet) -> tuple[EgoMotion | None, str]:
-        """Ego motion of a set, or why there is none."""
+        """Look up the ego motion of an image set, or say why there is none."""
         if self.settings.motion_source == "none":
             return None, ""
         reference = self._poses.at(images.stamp_ns)
@@ -357,7 +357,7 @@ class Pipeline:
         return "ego motion has a gap at the images' stamps"
 
     def _place_cameras(self) -> None:
-        """Poses of all cameras from the calibration file and TF, each checked against the other."""
+        """Set the poses of all cameras from the calibration file and TF, and compare the two."""
         base, settings = self.settings.base_frame, self.settings
         for channel, camera in self._cameras.items():
             from_file = self._extrinsics.camera_to_base.get(channel)
@@ -381,7 +381,7 @@ class Pipeline:
     def _pixels(
         self, images: ImageSet, settings: NodeSettings
     ) -> tuple[dict[str, NDArray[np.uint8]], dict[str, str]]:
-        """Usable images by channel, and why the others are not."""
+        """Decode the usable images by channel; say why the others are not usable."""
         pixels: dict[str, NDArray[np.uint8]] = {}
         masked: dict[str, str] = {}
         for channel in self.channels:
@@ -479,5 +479,5 @@ def _sync_settings(settings: NodeSettings) -> SyncSettings:
 
 
 def _without_numbers(reason: str) -> str:
-    """A reset's reason without its numbers, so that counting reasons stays bounded."""
+    """Remove the numbers from a reset's reason, so that counting reasons stays bounded."""
     return " ".join(word for word in reason.split() if not any(c.isdigit() for c in word))

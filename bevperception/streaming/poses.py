@@ -30,7 +30,7 @@ class PoseLimits:
 
 
 class PoseBuffer:
-    """Poses in the order of their stamps; interpolates between them.
+    """Keeps poses in the order of their stamps, and interpolates between them.
 
     Args:
         limits: see :class:`PoseLimits`.
@@ -96,7 +96,7 @@ class PoseBuffer:
         return self._held(stamp_ns)
 
     def _held(self, stamp_ns: int) -> Tensor | None:
-        """Beyond the poses, or in a gap of theirs: go on from the nearest, if it is near enough."""
+        """Extrapolate from the nearest pose beyond the poses or in a gap; None if it is too far."""
         at = bisect.bisect_left(self._stamps, stamp_ns)
         near = [index for index in (at - 1, at) if 0 <= index < len(self._poses)]
         if not near:

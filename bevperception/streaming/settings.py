@@ -1,4 +1,4 @@
-"""Every parameter of the node: its type, default, range and what it does; checked here, declared there."""
+"""The node's parameters: type, default, range and description of each, and their checks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bevperception.taxonomy import DETECTION_CLASSES
 
 @dataclass(frozen=True)
 class Spec:
-    """What is known about one parameter beside its type.
+    """Description, range and choices of one parameter.
 
     Attributes:
         description: for people.
@@ -35,7 +35,7 @@ def _setting(default: Any, description: str, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """Values of all parameters; ``spec_of`` tells about each.
+    """Values of all parameters; ``spec_of`` gives each one's specification.
 
     Raises:
         ConfigError: on construction, if a value is outside of its range or choices, or has the wrong type.
@@ -140,7 +140,7 @@ class NodeSettings:
             )
 
     def changed(self, values: Mapping[str, Any], configured: bool) -> NodeSettings:
-        """These settings with some changed.
+        """Change some of the settings.
 
         Args:
             values: by name.
@@ -160,7 +160,7 @@ class NodeSettings:
 
 
 def spec_of(entry: Field[Any]) -> Spec:
-    """What a field of :class:`NodeSettings` is about."""
+    """Specification of a field of :class:`NodeSettings`."""
     spec = entry.metadata["spec"]
     assert isinstance(spec, Spec)
     return spec

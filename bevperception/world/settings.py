@@ -155,8 +155,8 @@ def parse_size(text: str) -> tuple[int, int]:
     Raises:
         ConfigError: if the text is not two whole numbers with an x between.
     """
-    found = re.fullmatch(r"\s*(\d{1,5})\s*[xX×]\s*(\d{1,5})\s*", text)
-    if found is None:
+    match = re.fullmatch(r"\s*(\d{1,5})\s*[xX×]\s*(\d{1,5})\s*", text)
+    if match is None:
         raise ConfigError(f"size must be like 400x225, got {text!r}")
-    first, second = int(found[1]), int(found[2])
+    first, second = int(match[1]), int(match[2])
     return min(first, second), max(first, second)

@@ -106,12 +106,12 @@ def shared_tables(config: WorldConfig, logs: Sequence[Record]) -> Tables:
         "map": [],
     }
     for location in LOCATIONS:
-        own = [log["token"] for log in logs if log["location"] == location]
-        if own:
+        log_tokens = [log["token"] for log in logs if log["location"] == location]
+        if log_tokens:
             tables["map"].append(
                 {
                     "token": seeds.token(seed, "map", location),
-                    "log_tokens": own,
+                    "log_tokens": log_tokens,
                     "category": "semantic_prior",
                     "filename": map_filename(location),
                 }

@@ -120,16 +120,16 @@ def _open_partial(partial: Path, config: WorldConfig, root: Path) -> None:
     """Begin an unfinished world or take it over; one of other settings gives way if no scene is finished."""
     marker = partial / MARKER
     if marker.is_file():
-        there = _read_marker(marker)
-        other = _other_settings(there, config)
+        settings = _read_marker(marker)
+        other = _other_settings(settings, config)
         if not other:
             return
         finished = finished_scenes(partial)
         if finished or not (partial / RECORDS).is_dir():
-            own = WorldConfig.of_record(there)
+            made_by = WorldConfig.of_record(settings)
             raise DataError(
                 f"{partial} is an unfinished world of other settings ({finished} finished scenes): {other}\n"
-                + (f"to finish it: {own.command(root)}\n" if own else "")
+                + (f"to finish it: {made_by.command(root)}\n" if made_by else "")
                 + f"to remove it: {_removal(partial)}"
             )
         for path in partial.iterdir():
@@ -143,17 +143,17 @@ def _open_partial(partial: Path, config: WorldConfig, root: Path) -> None:
 
 def _read_marker(marker: Path) -> dict[str, Any]:
     try:
-        found = read_json(marker, str(marker), DataError)
+        content = read_json(marker, str(marker), DataError)
     except DataError as error:
         raise DataError(f"{error}\nto remove the world: {_removal(marker.parent)}") from error
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _other_settings(found: dict[str, Any], config: WorldConfig) -> str:
+def _other_settings(settings: dict[str, Any], config: WorldConfig) -> str:
     """In which settings a world is another one than is wanted; empty if in none."""
     wanted = config.record()
-    names = [name for name in wanted if found.get(name) != wanted[name]]
-    return ", ".join(f"{name} {found.get(name)} instead of {wanted[name]}" for name in names)
+    names = [name for name in wanted if settings.get(name) != wanted[name]]
+    return ", ".join(f"{name} {settings.get(name)} instead of {wanted[name]}" for name in names)
 
 
 def _removal(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Subscriptions: callbacks only hand over what arrived."""
+"""Subscribe to cameras, odometry, TF and sweeps, and hand their messages to the pipeline."""
 
 from __future__ import annotations
 

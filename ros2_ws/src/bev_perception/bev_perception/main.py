@@ -1,4 +1,4 @@
-"""Starts the node: ``ros2 run bev_perception node`` or ``python -m bev_perception.main``."""
+"""Start the node: ``ros2 run bev_perception node`` or ``python -m bev_perception.main``."""
 
 from __future__ import annotations
 

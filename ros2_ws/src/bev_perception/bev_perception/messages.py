@@ -70,7 +70,7 @@ def from_image(channel: str, message: Image) -> CameraImage:
 
 
 def from_camera_info(message: CameraInfo) -> camera_model.CameraInfo:
-    """The numbers of a camera info."""
+    """Copy the numbers of a camera info."""
     roi = message.roi
     return camera_model.CameraInfo(
         width=message.width,
@@ -233,6 +233,6 @@ def _lines(header: Header, name: str, width_m: float) -> Marker:
 
 @lru_cache(maxsize=64)
 def _colour(rgb: tuple[float, float, float], opacity: float) -> ColorRGBA:
-    """The same message for the same colour: nothing changes it."""
+    """Make the message of a colour; it is shared, since nothing changes it."""
     r, g, b = rgb
     return ColorRGBA(r=r, g=g, b=b, a=opacity)

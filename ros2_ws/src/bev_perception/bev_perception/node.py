@@ -1,4 +1,4 @@
-"""The lifecycle node: loads, listens, lets a worker thread perceive, publishes, and says how it is doing."""
+"""The ROS 2 lifecycle node: a worker thread perceives image sets; results and diagnostics are published."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WORKER_STOP_S = 10.0
 
 
 class BevPerceptionNode(LifecycleNode):
-    """Cameras in, boxes and segmentation out.
+    """Perceives a vehicle's surroundings: subscribes to cameras and publishes boxes and segmentation.
 
     Args:
         name: of the node.
@@ -60,7 +60,7 @@ class BevPerceptionNode(LifecycleNode):
     # ------------------------------------------------------------ lifecycle
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Load and check everything; on a mistake say what it is and stay unconfigured."""
+        """Load the model and check all settings; on a fault log it and stay unconfigured."""
         try:
             loaded = load_predictor(self.settings)
             pipeline = Pipeline(loaded.predictor, loaded.channels, self.settings)

@@ -1,4 +1,4 @@
-"""What everything but the model costs for one set of images, stage by stage, on one core.
+"""Measure the cost of everything but the model for one set of images, stage by stage, on one core.
 
     python -m bev_perception.overhead BAG
 
@@ -193,7 +193,7 @@ class Overhead:
 
 
 def _converted(value: _T | None) -> _T:
-    """A value that was wanted, so that it is there."""
+    """Return a converted value that was asked for, and so is not None."""
     assert value is not None
     return value
 
