@@ -35,7 +35,7 @@ def encode_images(network: ImageNetwork, frames: CameraFrames, size_divisor: int
     if mask is None or all_true(mask):
         maps = network(images)
     else:
-        maps = _encode_present(network, images, mask.flatten())
+        maps = _encode_present(network, images, mask.flatten())  # (B, N) -> (B*N,)
     # (B*N, C, h, w) -> (B, N, C, h, w)
     return [level.unflatten(0, (batch, cameras)) for level in maps]
 

@@ -28,6 +28,7 @@ def pad_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
         return rows.new_zeros(len(counts), longest, *rows.shape[1:])
     count = torch.tensor(list(counts), device=rows.device)[:, None]
     place = torch.arange(longest, device=rows.device)
-    there = place < count
+    filled = place < count
     index = (count.cumsum(0) - count + place).clamp_max(len(rows) - 1)
-    return torch.where(there.view(*there.shape, *(1,) * (rows.dim() - 1)), rows[index], 0)
+    # (B, longest) -> (B, longest, 1, ...)
+    return torch.where(filled.view(*filled.shape, *(1,) * (rows.dim() - 1)), rows[index], 0)

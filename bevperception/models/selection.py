@@ -60,6 +60,7 @@ class Selection:
         """
         if self.valid is None:
             return rows
+        # (n,) -> (n, 1, ...)
         return torch.where(self.valid.view(-1, *(1,) * (rows.dim() - 1)), rows, 0.0)
 
 

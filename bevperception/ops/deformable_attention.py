@@ -88,8 +88,10 @@ def ms_deform_attn_reference(
         sampled.append(
             grid_sample(level_map, level_grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         )  # (B*H, C, Q, P)
+    # (B, Q, H, L, P) -> (B*H, 1, Q, L*P)
     weights = attention_weights.transpose(1, 2).reshape(batch * heads, 1, queries, levels * points)
     output = (torch.stack(sampled, dim=-2).flatten(-2) * weights).sum(-1)  # (B*H, C, Q)
+    # (B*H, C, Q) -> (B, Q, H*C)
     return output.view(batch, heads * channels, queries).transpose(1, 2).contiguous()
 
 

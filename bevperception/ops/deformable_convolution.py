@@ -125,23 +125,30 @@ def dcnv3_reference(
     if remove_center:
         grid = torch.cat([grid[: points // 2], grid[points // 2 + 1 :]])
     centre_y, centre_x = torch.meshgrid(centres(out_height), centres(out_width), indexing="ij")
+    # (Ho, Wo, 2) -> (1, Ho*Wo, 1, 1, 2)
     centre = torch.stack([centre_x, centre_y], dim=-1).reshape(1, cells, 1, 1, 2)
+    # (B, Ho, Wo, G*P*2) -> (B, Ho*Wo, G, P, 2)
     moved = (offset.reshape(batch, cells, groups, points, 2) + grid) * offset_scale
     size = torch.tensor([width, height], device=input.device, dtype=input.dtype)
     locations = (2 * (centre + moved) + 1) / size - 1  # grid_sample's -1 to 1
     # grid_sample would return NaN; -3 is well outside the map, where it returns zero.
     locations = torch.where(locations.isfinite(), locations, -3.0)
 
+    # (B, H, W, C) -> (B, G, C/G, H, W)
     maps = input.reshape(batch, height, width, groups, channels // groups).permute(0, 3, 4, 1, 2)
     sampled = grid_sample(
+        # (B, G, C/G, H, W) -> (B*G, C/G, H, W)
         maps.reshape(batch * groups, channels // groups, height, width),
+        # (B, Ho*Wo, G, P, 2) -> (B*G, Ho*Wo, P, 2)
         locations.transpose(1, 2).reshape(batch * groups, cells, points, 2),
         mode="bilinear",
         padding_mode="zeros",
         align_corners=False,
     )  # (N*G, Cg, cells, K)
+    # (B, Ho, Wo, G*P) -> (B, G, Ho*Wo, P)
     weights = mask.reshape(batch, cells, groups, points).transpose(1, 2)
     output = (sampled * weights.reshape(batch * groups, 1, cells, points)).sum(-1)  # (N*G, Cg, cells)
+    # (B*G, C/G, Ho*Wo) -> (B, Ho, Wo, C)
     return output.view(batch, channels, cells).transpose(1, 2).reshape(batch, out_height, out_width, channels)
 
 

@@ -143,14 +143,20 @@ def deform_attn_unfused(
     """:func:`deform_attn` as single steps around :func:`ms_deform_attn`, differentiable; args as there."""
     maps, heads, levels = value.shape[0], value.shape[2], len(spatial_shapes)
     by_point = (levels, len(anchors) // levels)
+    # (R, H*L*P) -> (R, H, groups, L*P/groups)
     by_group = logits.unflatten(1, (heads, groups, len(anchors) // groups))
+    # (R, H, groups, L*P/groups) -> (R, H, L, P)
     weights = (by_group.softmax(-1) / groups).view(-1, heads, *by_point)
     sizes = offsets.new_tensor([(width, height) for height, width in spatial_shapes])
+    # (R, H*L*P*2) -> (R, H, L, P, 2)
     steps = offsets.unflatten(1, (heads, *by_point, 2)) / sizes[:, None, :]
+    # (E, A, 2) -> (E, 1, L, P, 2)
     starts = references[:, list(anchors)].unflatten(1, by_point)[:, None]
     if rows is None:
         each = (maps, logits.shape[0] // maps if maps else 0)
+        # (R, H, L, P, 2) -> (maps, R/maps, H, L, P, 2)
         locations = (starts + steps).unflatten(0, each)
+        # (maps, R/maps, H*C) -> (R, H*C)
         return ms_deform_attn(value, spatial_shapes, locations, weights.unflatten(0, each)).flatten(0, 1)
     total = value.new_zeros(logits.shape[0], heads * value.shape[3])
     if rows.map_of.numel():
@@ -194,7 +200,9 @@ def _sample_padded(
     first = torch.searchsorted(of_map, torch.arange(maps, device=value.device))
     place = of_map * longest + torch.arange(of_map.numel(), device=value.device) - first[of_map]
     padded = [x.new_zeros(maps * longest, *x.shape[1:]).index_copy(0, place, x) for x in (locations, weights)]
+    # (maps*longest, ...) -> (maps, longest, ...)
     where, weight = (x.unflatten(0, (maps, longest)) for x in padded)
+    # (maps, longest, H*C) -> (E, H*C)
     return ms_deform_attn(value, spatial_shapes, where, weight).flatten(0, 1)[place]
 
 

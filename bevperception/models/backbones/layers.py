@@ -72,12 +72,12 @@ def make_activation(kind: Activation) -> nn.Module:
 
 def channels_first(features: Tensor) -> Tensor:
     """View (N, H, W, C) as (N, C, H, W), in channels_last memory where the input is contiguous."""
-    return features.permute(0, 3, 1, 2)
+    return features.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
 
 
 def channels_last(features: Tensor) -> Tensor:
     """View (N, C, H, W) as (N, H, W, C), contiguous where the input lies in channels_last memory."""
-    return features.permute(0, 2, 3, 1)
+    return features.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
 
 
 def freeze(module: nn.Module) -> None:

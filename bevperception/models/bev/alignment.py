@@ -34,7 +34,7 @@ def known_poses(frames: CameraFrames) -> Tensor:
         (B,) bool. Where it is False, the frame neither uses a memory nor becomes one.
     """
     # not a comparison with >, so that NaN counts as unknown
-    known = (frames.bev_to_global.abs() <= MAX_COORDINATE_M).flatten(1).all(1)
+    known = (frames.bev_to_global.abs() <= MAX_COORDINATE_M).flatten(1).all(1)  # (B, 4, 4) -> (B,)
     if frames.can_bus is not None:
         known = known & (frames.can_bus.abs() <= MAX_COORDINATE_M).all(1)
     return known
@@ -91,6 +91,7 @@ def sample_bilinear(features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
     batch, channels, rows, columns = features.shape
     height, width = cells.shape[1:3]
     # Cells as rows, as the encoder makes them: a sample then copies rows, not numbers from all over the map.
+    # (B, C, rows, columns) -> (B*rows*columns, C)
     cells_of_map = features.flatten(2).transpose(1, 2).reshape(batch * rows * columns, channels)
     first = torch.arange(batch, device=features.device)[:, None] * (rows * columns)
     low = cells.floor()
@@ -106,10 +107,12 @@ def sample_bilinear(features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
             # where, not products: of cells that are not finite, neither is the weight.
             weight = torch.where(inside, weight_x * weight_y, 0.0).to(features.dtype)
             index = torch.where(inside, row * columns + column, 0.0)
-            index = (index.long().flatten(1) + first).flatten()
+            index = (index.long().flatten(1) + first).flatten()  # (B, h, w) -> (B*h*w,)
+            # (B*h*w, C) -> (B, h*w, C)
             corner = cells_of_map.index_select(0, index).view(batch, height * width, channels)
-            samples = samples + corner * weight.flatten(1)[..., None]
+            samples = samples + corner * weight.flatten(1)[..., None]  # (B, h, w) -> (B, h*w, 1)
             coverage = coverage + weight
+    # (B, h*w, C) -> (B, C, h, w)
     return samples.transpose(1, 2).unflatten(2, (height, width)), coverage
 
 

@@ -44,6 +44,7 @@ def init_sampling_offsets(
     bias = directions[:, None, None, :] * reach[None, None, :, None]
     nn.init.zeros_(offsets.weight)
     with torch.no_grad():
+        # (heads, 1, points, 2) -> (heads*groups*points*2,)
         offsets.bias.copy_(bias.expand(heads, groups, points, 2).reshape(-1))
 
 
@@ -102,7 +103,7 @@ class DeformableAttention(nn.Module):
         # One product with both layers' weights: two narrow ones would read their input twice.
         layers = (self.sampling_offsets, self.attention_weights)
         predicted = linear(
-            looking.flatten(0, 1),
+            looking.flatten(0, 1),  # (B, Q, c) -> (B*Q, c)
             torch.cat([layer.weight for layer in layers]),
             torch.cat([layer.bias for layer in layers]),
         )
@@ -112,6 +113,7 @@ class DeformableAttention(nn.Module):
 
     def project_value(self, value: Tensor) -> Tensor:
         """(..., channels) to (..., heads, channels / heads)."""
+        # (..., C) -> (..., heads, C/heads)
         by_head: Tensor = self.value_proj(value).unflatten(-1, (self.heads, -1))
         return by_head
 

@@ -81,6 +81,7 @@ class FusionNetwork(nn.Module):
         for block in self.blocks:
             recompute = self.checkpointing and torch.is_grad_enabled() and x.requires_grad
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        # (B, inner, rows, columns) -> (B, C, rows, columns)
         fused: Tensor = self.norm(self.projection(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         return maps[current] + fused if self.residual else fused
 

@@ -23,7 +23,7 @@ def plane_reference_points(rows: int, columns: int, dtype: torch.dtype = torch.f
         (rows * columns, 2) x and y in [0, 1].
     """
     unit = BEVGrid(0.0, 1.0, 0.0, 1.0, rows, columns)
-    return unit.cell_centres(dtype).reshape(-1, 2)
+    return unit.cell_centres(dtype).reshape(-1, 2)  # (rows, columns, 2) -> (rows*columns, 2)
 
 
 def pillar_reference_points(
@@ -72,4 +72,4 @@ class LearnedPositionalEncoding(nn.Module):
         """
         x = self.col_embed.weight[:columns].expand(rows, columns, -1)
         y = self.row_embed.weight[:rows, None].expand(rows, columns, -1)
-        return torch.cat((x, y), dim=-1).flatten(0, 1)
+        return torch.cat((x, y), dim=-1).flatten(0, 1)  # (rows, columns, C) -> (rows*columns, C)

@@ -65,6 +65,7 @@ def _fill(away_s: Tensor, candidates: Tensor, slots: int, interval_s: float) -> 
     if interval_s == 0.0:
         away_s = torch.where(candidates, away_s, math.inf)
         index = away_s.argsort(dim=0, stable=True)[:slots]
+        # (frames, B) -> (slots, B)
         return _padded(index, away_s.gather(0, index).isfinite(), slots)
     wanted_s = interval_s * torch.arange(1, slots + 1, device=away_s.device, dtype=away_s.dtype)
     off_s = (away_s[None] - wanted_s[:, None, None]).abs()

@@ -31,11 +31,13 @@ def project_pillars(
     """
     depth_points, queries, _ = points_m.shape
     # float64: rounded to float32, what a camera sees at its edges would depend on the size of the batch.
+    # (D, Q, 3) -> (1, 1, Q*D, 3)
     flat = points_m.double().transpose(0, 1).reshape(1, 1, queries * depth_points, 3)
     pixels, depth = project_points(flat, bev_to_image.double())
     pixels = pixels.unflatten(2, (queries, depth_points))  # (B, N, Q * D, 2) -> (B, N, Q, D, 2)
     inside = ((pixels > 0) & (pixels < pixels.new_tensor(image_size[::-1]))).all(-1)
     fractions = pixels / pixels.new_tensor(padded_size[::-1])
+    # (B, N, Q*D) -> (B, N, Q, D)
     return fractions, inside & (depth > MIN_DEPTH_M).unflatten(2, (queries, depth_points))
 
 
@@ -68,6 +70,7 @@ def find_hits(
         hit = hit & camera_mask[:, :, None]
     by_query = hit.transpose(1, 2)  # (B, Q, N)
     b, q, n = by_query.nonzero(as_tuple=True)
+    # (B, Q, N) -> (B*Q + 1,)
     row_start = functional.pad(by_query.sum(-1).flatten().cumsum(0), (1, 0))
     return CameraHits(CompressedRows(row_start, b * hit.shape[1] + n), reference_points[b, n, q].to(dtype))
 
@@ -107,6 +110,7 @@ class SpatialCrossAttention(DeformableAttention):
         offsets, logits = self.predict(query)
         depth_points = hits.reference_points.shape[1]
         sampled = deform_attn(
+            # (B, N, cells, heads, C/heads) -> (B*N, cells, heads, C/heads)
             self.project_value(value).flatten(0, 1),
             spatial_shapes,
             offsets,

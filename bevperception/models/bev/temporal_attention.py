@@ -61,10 +61,11 @@ class TemporalSelfAttention(DeformableAttention):
         else:
             maps, shapes = self.project_value(value), list(spatial_shapes)
         sampled = deform_attn(
-            maps.flatten(1, 2),
+            maps.flatten(1, 2),  # (B, 2, cells, heads, C/heads) -> (B, 2*cells, heads, C/heads)
             shapes,
             offsets,
             logits,
+            # (B, 2, Q, levels, 2) -> (B*Q, 2*levels, 2)
             reference_points.transpose(1, 2).flatten(2, 3).flatten(0, 1),
             [anchor for anchor in range(QUEUE * levels) for _ in range(self.points)],
             groups=QUEUE,

@@ -185,6 +185,7 @@ class BEVTransformer(nn.Module):
             return self.published_previous(memory.features, relative_can, memory.valid)
         features, _ = warp_memory(self.grid, memory, frames.bev_to_global)
         shift = features.new_zeros(features.shape[0], 2)
+        # (B, C, rows, columns) -> (B, rows*columns, C)
         return PreviousBEV(features.flatten(2).transpose(1, 2), shift, memory.valid)
 
     def forward(

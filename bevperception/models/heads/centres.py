@@ -110,7 +110,7 @@ def velocities_at(velocity: Tensor, cells: Tensor) -> Tensor:
     last = cells.new_tensor([columns - 1, rows - 1])
     within = torch.minimum(cells.detach().clamp_min(0), last)
     samples, _ = sample_bilinear(velocity, within)
-    return samples.permute(0, 2, 3, 1)
+    return samples.permute(0, 2, 3, 1)  # (B, 2, h, w) -> (B, h, w, 2)
 
 
 def add_cell_velocity(codes: Tensor, velocity: Tensor, grid: BEVGrid) -> Tensor:
@@ -125,6 +125,7 @@ def add_cell_velocity(codes: Tensor, velocity: Tensor, grid: BEVGrid) -> Tensor:
         (layers, B, queries, 10).
     """
     cells = grid.to_cells(codes[..., :2].transpose(0, 1))  # (B, layers, queries, 2)
+    # (B, layers, queries, 2) -> (layers, B, queries, 2)
     added = velocities_at(velocity.to(codes.dtype), cells).transpose(0, 1)
     return torch.cat((codes[..., :8], codes[..., 8:] + added), dim=-1)
 
@@ -175,6 +176,7 @@ def _draw(boxes: Boxes3D, grid: BEVGrid, classes: int) -> tuple[Tensor, Tensor, 
         return heat.unflatten(1, (rows, columns)), zeros[:2], zeros[2]
     cells = grid.to_cells(values).round()
     column, row = cells[:, 0].clamp(0, columns - 1), cells[:, 1].clamp(0, rows - 1)
+    # (rows, columns, 2) -> (rows*columns, 2)
     points = grid.cell_centres(values.dtype).to(values.device).flatten(0, 1)
     nearest = (row * columns + column).long()
     away_m2 = (points[None] - points[nearest][:, None]).square().sum(-1)
@@ -188,9 +190,9 @@ def _draw(boxes: Boxes3D, grid: BEVGrid, classes: int) -> tuple[Tensor, Tensor, 
     weight = torch.where(velocity.norm(dim=-1) >= MOVING_M_S, MOVING_WEIGHT * weight, weight)
     shape = (rows, columns)
     return (
-        heat.unflatten(1, shape),
-        velocity.T.unflatten(1, shape),
-        torch.where(known, weight, 0.0).unflatten(0, shape),
+        heat.unflatten(1, shape),  # (classes, rows*columns) -> (classes, rows, columns)
+        velocity.T.unflatten(1, shape),  # (rows*columns, 2) -> (2, rows, columns)
+        torch.where(known, weight, 0.0).unflatten(0, shape),  # (rows*columns,) -> (rows, columns)
     )
 
 
@@ -222,9 +224,9 @@ class CentreLoss:
         wide = torch.promote_types(outputs.heat_logits.dtype, torch.float32)
         logits, wanted = outputs.heat_logits.to(wide), targets.heat.to(wide)
         p = logits.sigmoid()
-        found = (1 - p) ** self.alpha * functional.softplus(-logits)
-        false = (1 - wanted) ** self.beta * p**self.alpha * functional.softplus(logits)
-        heat = torch.where(wanted == 1, found, false).sum()
+        positive = (1 - p) ** self.alpha * functional.softplus(-logits)
+        negative = (1 - wanted) ** self.beta * p**self.alpha * functional.softplus(logits)
+        heat = torch.where(wanted == 1, positive, negative).sum()
         objects = reduce_mean(logits.new_tensor(float(targets.objects))).clamp_min(1.0)
         off = (outputs.velocity.to(wide) - targets.velocity).abs().sum(1)
         weights = reduce_mean(targets.weight.sum()).clamp_min(1.0)

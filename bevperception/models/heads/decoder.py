@@ -61,7 +61,7 @@ class DeformableCrossAttention(DeformableAttention):
             spatial_shapes,
             offsets,
             logits,
-            reference_points.flatten(0, 1),
+            reference_points.flatten(0, 1),  # (B, Q, levels, 2) -> (B*Q, levels, 2)
             [level for level in range(len(spatial_shapes)) for _ in range(self.points)],
         )
         return self.add_to(query, sampled.view_as(query))

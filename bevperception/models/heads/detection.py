@@ -268,6 +268,7 @@ def decode_detections(
         Boxes in descending order of score.
     """
     queries, classes = class_logits.shape
+    # (Q, classes) -> (k,) of Q*classes
     scores, index = class_logits.sigmoid().flatten().topk(min(max_boxes, queries * classes))
     labels = index % classes
     boxes = codec.decode(box_codes[torch.div(index, classes, rounding_mode="floor")])

@@ -126,8 +126,8 @@ class DetectionLoss:
                 self.gamma,
                 self.smooth_cost,
             )
-        found = assign_all(cost, targets.counts, None if valid is None else valid.cpu().numpy())
-        columns = torch.from_numpy(found).to(cost.device, non_blocking=True).unbind(-1)
+        pairs = assign_all(cost, targets.counts, None if valid is None else valid.cpu().numpy())
+        columns = torch.from_numpy(pairs).to(cost.device, non_blocking=True).unbind(-1)
         return Matches(*columns)
 
     def _box_losses(self, predicted: Tensor, wanted: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class DetectionLoss:
         focal = sigmoid_focal_loss(class_logits, wanted, self.alpha, self.gamma)
         if valid is not None:
             focal = torch.where(valid[..., None], focal, 0.0)
-        return focal.flatten(1).sum(-1)
+        return focal.flatten(1).sum(-1)  # (S, B, Q, classes) -> (S,)
 
     def __call__(
         self, outputs: DetectionOutputs, targets: Sequence[Boxes3D], reduce_mean: ReduceMean
@@ -186,11 +186,11 @@ class DetectionLoss:
         losses = {}
         for index in range(layers):
             prefix = "" if index == layers - 1 else f"layer{index}."
-            for name, weight, found in (
+            for name, weight, of_sets in (
                 ("class", self.class_weight, class_losses),
                 ("box", self.box_weight, box_losses),
             ):
-                of_groups = found[index * groups : (index + 1) * groups]
+                of_groups = of_sets[index * groups : (index + 1) * groups]
                 losses[f"{prefix}{name}"] = weight * of_groups.mean() / positives
         return losses
 
@@ -198,5 +198,7 @@ class DetectionLoss:
 def _by_set(values: Tensor, groups: int) -> Tensor:
     """(layers, B, groups * Q, c) to (layers * groups, B, Q, c)."""
     layers, batch, queries, columns = values.shape
+    # (layers, B, groups*Q, c) -> (layers, B, groups, Q, c)
     by_group = values.view(layers, batch, groups, queries // groups, columns)
+    # (layers, B, groups, Q, c) -> (layers*groups, B, Q, c)
     return by_group.transpose(1, 2).flatten(0, 1)

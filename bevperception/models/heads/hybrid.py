@@ -41,7 +41,7 @@ class ProposalQueries:
 
 
 class HybridQueries(nn.Module):
-    """Proposals to object queries: content from what was seen and said, position from where it stands.
+    """Proposals to object queries: content from features and box, position from the centre.
 
     Gradients reach the first stage through the content; reference points and positions carry none, as in
     two-stage Deformable DETR.
@@ -79,15 +79,15 @@ class HybridQueries(nn.Module):
         Args:
             proposals: of B samples, each possibly empty.
         """
-        found = [self._queries(sample) for sample in proposals]
-        longest = max(len(content) for content, _, _, _ in found)
+        queries = [self._queries(sample) for sample in proposals]
+        longest = max(len(content) for content, _, _, _ in queries)
 
         def padded(parts: Sequence[Tensor], value: float = 0.0) -> Tensor:
             return torch.stack(
                 [functional.pad(part, (0, 0, 0, longest - len(part)), value=value) for part in parts]
             )
 
-        content, position, reference, valid = zip(*found, strict=True)
+        content, position, reference, valid = zip(*queries, strict=True)
         padding = torch.stack([functional.pad(~part, (0, longest - len(part)), value=True) for part in valid])
         # The middle of the range is as good a place as any for a query that nobody looks at.
         return ProposalQueries(padded(content), padded(position), padded(reference, 0.5), padding)
@@ -126,5 +126,6 @@ class HybridQueries(nn.Module):
 
     def _waves(self, reference: Tensor) -> Tensor:
         """(n, 3) to (n, 6 * frequencies)."""
+        # (n, 3, frequencies) -> (n, 3*frequencies)
         angles = (reference[..., None] * self.frequencies.to(reference)).flatten(1)
         return torch.cat((angles.sin(), angles.cos()), dim=-1)

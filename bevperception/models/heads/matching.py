@@ -32,7 +32,7 @@ def focal_cost(
     negative = -(1 - p + eps).log() * (1 - alpha) * p.pow(gamma)
     positive = -(p + eps).log() * alpha * (1 - p).pow(gamma)
     index = labels[..., None, :].expand(*class_logits.shape[:-1], labels.shape[-1])
-    return (positive - negative).gather(-1, index)
+    return (positive - negative).gather(-1, index)  # (..., Q, classes) -> (..., Q, G)
 
 
 def matching_cost(
@@ -83,15 +83,15 @@ def assign_all(
         (M, 4) set, sample, query, ground truth of the pairs.
     """
     costs = cost.detach().nan_to_num(nan=1e8, posinf=1e8, neginf=-1e8).cpu().numpy()
-    found: list[tuple[int, int, NDArray[np.int64], NDArray[np.int64]]] = []
+    pairs: list[tuple[int, int, NDArray[np.int64], NDArray[np.int64]]] = []
     for sample, count in enumerate(counts):
-        there = None if valid is None else valid[sample].nonzero()[0]
+        taking_part = None if valid is None else valid[sample].nonzero()[0]
         for index, of_set in enumerate(costs[:, sample, :, :count]):
-            queries, truths = linear_sum_assignment(of_set if there is None else of_set[there])
-            found.append((index, sample, queries if there is None else there[queries], truths))
-    if not found:
+            queries, truths = linear_sum_assignment(of_set if taking_part is None else of_set[taking_part])
+            pairs.append((index, sample, queries if taking_part is None else taking_part[queries], truths))
+    if not pairs:
         return np.zeros((0, 4), dtype=np.int64)
-    sets, samples, queries_of, truths_of = zip(*found, strict=True)
+    sets, samples, queries_of, truths_of = zip(*pairs, strict=True)
     lengths = [len(truths) for truths in truths_of]
     places = (np.repeat(sets, lengths), np.repeat(samples, lengths))
     return np.column_stack((*places, np.concatenate(queries_of), np.concatenate(truths_of))).astype(np.int64)

@@ -65,6 +65,7 @@ class SegmentationHead(nn.Module):
         # Both grids have the same axes, so that bilinear sampling is a product with a matrix an axis: several
         # times as fast as grid_sample, forward and backward.
         rows, columns = self.row_weights.to(features.dtype), self.column_weights.to(features.dtype)
+        # (R, rows) @ (B, C, rows, columns) @ (columns, Co) -> (B, C, R, Co)
         resampled = rows @ (features @ columns.mT)
         logits: Tensor = self.classifier(self.refine(resampled))
         return logits

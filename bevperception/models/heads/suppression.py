@@ -64,8 +64,8 @@ def circle_nms(boxes: Boxes3D, share: float) -> Boxes3D:
 
         def duplicates_of(index: int, others: NDArray[np.intp]) -> NDArray[np.bool_]:
             away = np.hypot(*(points[others] - points[index]).T)
-            found: NDArray[np.bool_] = (away < radii[index]) & (labels[others] == labels[index])
-            return found
+            near: NDArray[np.bool_] = (away < radii[index]) & (labels[others] == labels[index])
+            return near
 
     kept = greedy(len(boxes), duplicates_of, len(boxes))
     return boxes[torch.tensor(kept, dtype=torch.int64, device=boxes.labels.device)]

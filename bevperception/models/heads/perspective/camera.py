@@ -83,6 +83,7 @@ class CameraBoxes:
         """(n, 8, 3) corners in the camera frame, front face first (nuScenes' order)."""
         signs = self.size_m.new_tensor(_CORNER_SIGNS)
         local = 0.5 * signs * self.size_m[:, None, [1, 0, 2]]
+        # (n, 8, 3) @ (n, 3, 3) -> (n, 8, 3)
         return local @ self.rotation.transpose(1, 2) + self.centre_m()[:, None]
 
 
@@ -203,12 +204,12 @@ def image_rectangles(
     crossing = (starts[..., 2] > near_m) != (ends[..., 2] > near_m)
     cuts = starts + share.clamp(0, 1)[..., None] * (ends - starts)
     points = torch.cat((corners, cuts), dim=1)
-    seen = torch.cat((corners[..., 2] > near_m, crossing), dim=1)
-    homogeneous = points @ intrinsics.transpose(1, 2)
+    in_front = torch.cat((corners[..., 2] > near_m, crossing), dim=1)
+    homogeneous = points @ intrinsics.transpose(1, 2)  # (n, P, 3) @ (n, 3, 3) -> (n, P, 3)
     pixels = homogeneous[..., :2] / homogeneous[..., 2:].clamp_min(0.5 * near_m)
     infinity = pixels.new_tensor(float("inf"))
-    low = torch.where(seen[..., None], pixels, infinity).amin(1)
-    high = torch.where(seen[..., None], pixels, -infinity).amax(1)
+    low = torch.where(in_front[..., None], pixels, infinity).amin(1)
+    high = torch.where(in_front[..., None], pixels, -infinity).amax(1)
     low, high = torch.where(low.isfinite(), low, 0.0), torch.where(high.isfinite(), high, 0.0)
     limits = pixels.new_tensor([size[1], size[0]])
     inside_low, inside_high = low.clamp_min(0.0).minimum(limits), high.clamp_min(0.0).minimum(limits)

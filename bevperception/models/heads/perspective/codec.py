@@ -62,6 +62,7 @@ class FlatPredictions:
 
 def flatten(levels: Sequence[PerspectiveLevel]) -> FlatPredictions:
     """All levels' predictions, see :class:`FlatPredictions`."""
+    # levels of (M, h*w, c) -> (P, c)
     return _join(levels, lambda parts: torch.cat([part.flatten(0, 1) for part in parts]), 1)
 
 
@@ -74,7 +75,9 @@ def _join(
     levels: Sequence[PerspectiveLevel], join: Callable[[Sequence[Tensor]], Tensor], dim: int
 ) -> FlatPredictions:
     def rows(name: str, components: int = 0) -> Tensor:
+        # (M, c, h, w) -> (M, h*w, c), then all levels
         joined = join([getattr(level, name).permute(0, 2, 3, 1).flatten(1, 2) for level in levels])
+        # (..., components*K) -> (..., components, K)
         return joined.unflatten(dim, (components, joined.shape[dim] // components)) if components else joined
 
     return FlatPredictions(
@@ -153,4 +156,4 @@ def component_of(predicted: Tensor, labels: Tensor) -> Tensor:
     if predicted.shape[2] == 1:
         return predicted.squeeze(2)
     index = labels[:, None, None].expand(-1, predicted.shape[1], 1)
-    return predicted.gather(2, index).squeeze(2)
+    return predicted.gather(2, index).squeeze(2)  # (P, c, K) -> (P, c)

@@ -73,7 +73,7 @@ class PerspectiveHead(nn.Module):
         if frames.camera_mask is None:
             selected = Selection(torch.arange(batch * cameras, device=frames.images.device), None)
         else:
-            selected = select_rows(frames.camera_mask.flatten())
+            selected = select_rows(frames.camera_mask.flatten())  # (B, N) -> (B*N,)
         # (B, N, C, h, w) -> (M, C, h, w)
         maps = [level.flatten(0, 1)[selected.index] for level in features]
         height, width = frames.images.shape[-2:]
@@ -81,6 +81,7 @@ class PerspectiveHead(nn.Module):
             levels=self.head(maps),
             features=maps,
             images=selected.index,
+            # (B, N, 4, 4) -> (M, 4, 4)
             bev_to_image=frames.bev_to_image.flatten(0, 1)[selected.index],
             image_size=(int(height), int(width)),
             shape=(int(batch), int(cameras)),

@@ -85,22 +85,22 @@ class PerspectiveLoss:
             single_precision_focal_loss(like, wanted, self.focal_alpha, self.focal_gamma).sum()
             / count.float()
         )
-        found, box2d = predicted[positives], assigned.box2d[positives].to(like)
+        chosen, box2d = predicted[positives], assigned.box2d[positives].to(like)
         weights = centreness_targets(box2d)
         total = reduce_mean(weights.sum()).clamp_min(1e-6)
-        errors = iou_loss(found.box2d, box2d, self.box2d)
-        centreness = functional.binary_cross_entropy_with_logits(found.centreness, weights, reduction="sum")
+        errors = iou_loss(chosen.box2d, box2d, self.box2d)
+        centreness = functional.binary_cross_entropy_with_logits(chosen.centreness, weights, reduction="sum")
         return {
             "class": focal.to(like.dtype),
             "box2d": (errors * weights).sum() / total,
             "centreness": centreness / count,
-            **self._boxes(found, assigned, targets, inverse_intrinsics.to(like), weights, total),
-            **self._attributes(found, assigned, weights, reduce_mean),
+            **self._boxes(chosen, assigned, targets, inverse_intrinsics.to(like), weights, total),
+            **self._attributes(chosen, assigned, weights, reduce_mean),
         }
 
     def _boxes(
         self,
-        found: FlatPredictions,
+        chosen: FlatPredictions,
         assigned: Assignment,
         targets: Sequence[ImageTargets],
         inverse_intrinsics: Tensor,
@@ -111,7 +111,7 @@ class PerspectiveLoss:
         index = assigned.positives
         labels = assigned.labels[index]
         predicted = self.codec.boxes(
-            found,
+            chosen,
             labels,
             assigned.places_px[index].to(weights),
             inverse_intrinsics[assigned.images[index]],
@@ -124,28 +124,29 @@ class PerspectiveLoss:
             difference = (mixed.corners_m() - corners).abs()
             beta = self.corner_beta_m
             error = torch.where(difference < beta, 0.5 * difference**2, difference - 0.5 * beta)
-            error = (error.flatten(1).mean(1) * weights).sum()
+            error = (error.flatten(1).mean(1) * weights).sum()  # (n, 8, 3) -> (n,)
             losses[name] = self.box3d_weight * error / total
+        # (n, 8, 3) -> (n,)
         distance = (predicted.corners_m().detach() - corners).abs().flatten(1).mean(1)
         certain = torch.exp(-distance / self.confidence_temperature_m)
-        logits = component_of(found.confidence, labels).squeeze(-1)
+        logits = component_of(chosen.confidence, labels).squeeze(-1)
         confidence = functional.binary_cross_entropy_with_logits(logits, certain, reduction="none")
         return losses | {"confidence": self.confidence_weight * (confidence * weights).sum() / total}
 
     def _attributes(
-        self, found: FlatPredictions, assigned: Assignment, weights: Tensor, reduce_mean: ReduceMean
+        self, chosen: FlatPredictions, assigned: Assignment, weights: Tensor, reduce_mean: ReduceMean
     ) -> dict[str, Tensor]:
         attributes, speeds = (x[assigned.positives] for x in (assigned.attributes, assigned.speeds))
-        known = attributes < found.attributes.shape[1]
+        known = attributes < chosen.attributes.shape[1]
         moving = speeds.isfinite()
         sums = [reduce_mean(weights[mask].sum()).clamp_min(1e-6) for mask in (known, moving)]
-        attribute, speed = found.attributes.sum() * 0.0, found.speed.sum() * 0.0
+        attribute, speed = chosen.attributes.sum() * 0.0, chosen.speed.sum() * 0.0
         if bool(known.any()):
-            mean = functional.cross_entropy(found.attributes[known], attributes[known])
+            mean = functional.cross_entropy(chosen.attributes[known], attributes[known])
             attribute = (mean * weights[known]).sum() / sums[0]
         if bool(moving.any()):
             error = functional.smooth_l1_loss(
-                found.speed[moving], speeds[moving].to(weights), reduction="none", beta=self.speed_beta
+                chosen.speed[moving], speeds[moving].to(weights), reduction="none", beta=self.speed_beta
             )
             speed = (error * weights[moving]).sum() / sums[1]
         return {"attribute": self.attribute_weight * attribute, "speed": self.speed_weight * speed}

@@ -201,5 +201,5 @@ def locations(levels: Sequence[PerspectiveLevel], strides: Sequence[int]) -> lis
         y = torch.arange(rows, dtype=like.dtype, device=like.device) * stride
         x = torch.arange(columns, dtype=like.dtype, device=like.device) * stride
         grid = torch.stack((x.expand(rows, -1), y[:, None].expand(-1, columns)), dim=-1)  # (h, w, 2)
-        places.append(grid.flatten(0, 1))
+        places.append(grid.flatten(0, 1))  # (h, w, 2) -> (h*w, 2)
     return places

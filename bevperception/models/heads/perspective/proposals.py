@@ -95,6 +95,7 @@ def propose(
     values = boxes_to_bev(in_camera, chosen.speed, cameras)
     rectangles = torch.cat((places - chosen.box2d[:, :2], places + chosen.box2d[:, 2:]), dim=-1).detach()
     scores = scores[candidates.image, candidates.place, candidates.label]
+    # levels of (M, C, h, w) -> (M, C, P)
     features = torch.cat([f.flatten(2) for f in outputs.features], dim=2)
     features = features[candidates.image, :, candidates.place]
     sample_of = torch.div(outputs.images, outputs.shape[1], rounding_mode="floor")[candidates.image]
@@ -156,9 +157,11 @@ def _widen(value: Tensor) -> Tensor:
 
 def _candidates(scores: Tensor, rules: ProposalRules) -> _Candidates:
     places, classes = scores.shape[1:]
+    # (M, P, K) -> (M, k) of P*K
     best, index = scores.flatten(1).topk(min(rules.per_image, places * classes), dim=1)
+    # (M,) -> (M*k,)
     images = torch.arange(len(best), device=best.device)[:, None].expand_as(best).flatten()
-    passing = select_rows((best > rules.score_threshold).flatten())
+    passing = select_rows((best > rules.score_threshold).flatten())  # (M, k) -> (M*k,)
     row = passing.index
     chosen = index.flatten()[row]
     valid = torch.ones_like(chosen, dtype=torch.bool) if passing.valid is None else passing.valid

@@ -71,11 +71,11 @@ def image_targets(
     device = cameras.intrinsics.device
     image = torch.arange(len(boxes)).repeat_interleave(counts).to(device)
     labels = torch.cat([b.labels for b in boxes])
-    seen, speeds = boxes_to_camera(torch.cat([b.values for b in boxes]), cameras[image])
-    rectangles, visible = image_rectangles(seen, cameras.intrinsics[image], image_size)
+    in_camera, speeds = boxes_to_camera(torch.cat([b.values for b in boxes]), cameras[image])
+    rectangles, visible = image_rectangles(in_camera, cameras.intrinsics[image], image_size)
     sides = rectangles[:, 2:] - rectangles[:, :2]
     keep = (sides >= min_side_px).all(-1) & (visible >= min_visible)
-    keep &= (seen.depth_m > 0.5) & (seen.depth_m <= max_depth_m)
+    keep &= (in_camera.depth_m > 0.5) & (in_camera.depth_m <= max_depth_m)
     kept = keep.nonzero().squeeze(-1)
     attributes = torch.cat(
         [torch.full_like(b.labels, -1) if b.attributes is None else b.attributes for b in boxes]
@@ -86,7 +86,7 @@ def image_targets(
     def by_image(value: Tensor) -> list[Tensor]:
         return list(value[kept].split(sizes))
 
-    parts = {name: by_image(value) for name, value in vars(seen).items()}
+    parts = {name: by_image(value) for name, value in vars(in_camera).items()}
     shown = [
         CameraBoxes(**dict(zip(parts, values, strict=True))) for values in zip(*parts.values(), strict=True)
     ]
@@ -170,10 +170,10 @@ class Assigner:
         if any(sizes):
             # Images without ground truth keep what is written above.
             some = torch.tensor([bool(size) for size in sizes], device=flat.device)[:, None]
-            found, first = self._assign(flat, levels, targets), torch.tensor([0, *sizes[:-1]]).cumsum(0)
-            objects = torch.where(some, found.pop("objects") + first.to(flat.device)[:, None], objects)
+            assigned, first = self._assign(flat, levels, targets), torch.tensor([0, *sizes[:-1]]).cumsum(0)
+            objects = torch.where(some, assigned.pop("objects") + first.to(flat.device)[:, None], objects)
             fields = {
-                name: torch.where(some[..., None] if value.dim() == 3 else some, found[name], value)
+                name: torch.where(some[..., None] if value.dim() == 3 else some, assigned[name], value)
                 for name, value in fields.items()
             }
         fields |= {
@@ -184,6 +184,7 @@ class Assigner:
         }
         # Level by level, in each image by image.
         joined = {
+            # (M, P, ...) -> levels of (M, p, ...) -> (M*P, ...)
             name: torch.cat([part.flatten(0, 1) for part in value.split(counts, dim=1)])
             for name, value in fields.items()
         }
@@ -214,11 +215,12 @@ class Assigner:
         smallest, objects = torch.where(inside & interesting, area, _FAR).min(dim=-1)
 
         def of_object(parts: Sequence[Tensor]) -> Tensor:
-            return padded(parts).gather(1, objects)
+            return padded(parts).gather(1, objects)  # (M, G) -> (M, P)
 
         labels = of_object([t.labels for t in targets])
         return {
             "labels": torch.where(smallest == _FAR, self.classes, labels),
+            # (M, P, G, 4) -> (M, P, 4)
             "box2d": distances.gather(2, objects[..., None, None].expand(-1, -1, 1, 4)).squeeze(2),
             "objects": objects,
             "attributes": of_object([t.attributes for t in targets]),
