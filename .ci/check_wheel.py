@@ -2,6 +2,7 @@
 
     .ci/check_wheel.py            dependencies come from this environment: quick, and needs no network
     .ci/check_wheel.py --full     dependencies are installed by pip, as on a fresh machine
+    .ci/check_wheel.py --full --wheel dist/NAME.whl      a wheel that is there, on the Python that runs this
 
 The wheel stays in dist/.
 """
@@ -17,6 +18,7 @@ import sys
 import sysconfig
 import tempfile
 import venv
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,13 +29,32 @@ LOCATION = "from bevperception.ops import native; print(native.__file__, native.
 def build() -> Path:
     """The wheel, built anew."""
     folder = ROOT / "dist"
-    shutil.rmtree(folder, ignore_errors=True)
+    # setuptools would also pack what an earlier build left behind, such as modules that have moved.
+    for old in (folder, *ROOT.glob("build/lib*")):
+        shutil.rmtree(old, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--wheel-dir", str(folder), str(ROOT)], check=True)
     (wheel,) = folder.glob("*.whl")
     if "-cp310-abi3-" not in wheel.name:
         sys.exit(f"error: {wheel.name} is no wheel for Python 3.10 and later")
+    check_content(wheel)
     return wheel
+
+
+def check_content(wheel: Path) -> None:
+    """Compare a wheel's files with those of the checkout; leave if one lacks or is too many."""
+    package = ROOT / "bevperception"
+    wanted = {path.relative_to(ROOT) for path in package.rglob("*.py")}
+    wanted |= {
+        path.relative_to(ROOT) for path in (*package.glob("weights/*/*"), *package.glob("*/README.md"))
+    }
+    wanted |= {Path("bevperception") / path.relative_to(ROOT) for path in ROOT.glob("configs/**/*.*")}
+    wanted |= {Path("bevperception") / name for name in ("_C.abi3.so", "py.typed")}
+    names = map(Path, zipfile.ZipFile(wheel).namelist())
+    found = {name for name in names if not name.parts[0].endswith(".dist-info")}
+    if found != wanted:
+        lacking, other = (sorted(map(str, paths)) for paths in (wanted - found, found - wanted))
+        sys.exit(f"error: {wheel.name} lacks {lacking or 'nothing'} and has {other or 'nothing'} besides")
 
 
 def install(wheel: Path, folder: Path, full: bool) -> Path:
@@ -102,8 +123,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true", help="install the dependencies, too")
+    parser.add_argument("--wheel", type=Path, help="the wheel to use; default: build it")
     options = parser.parse_args()
-    wheel = build()
+    wheel = options.wheel.resolve() if options.wheel else build()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "elsewhere"
         place.mkdir()
