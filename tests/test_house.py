@@ -11,8 +11,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import bevperception
 
 tomllib = pytest.importorskip("tomllib", reason="tomllib comes with Python 3.11")
 
@@ -236,6 +239,66 @@ def test_ci_runs_lint_and_tests_and_stops_at_a_failure() -> None:
         "make test",
         "make package",
     ]
+
+
+def test_workflows_run_ci_on_every_supported_python() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    supported = re.findall(r"python(3\.\d+)", (ROOT / "Makefile").read_text())
+    assert sorted(set(supported)) == jobs["checks"]["strategy"]["matrix"]["python"]
+    assert jobs["installed"]["strategy"]["matrix"]["python"] == jobs["checks"]["strategy"]["matrix"]["python"]
+    steps = [str(step.get("run", "")) for job in jobs.values() for step in job["steps"]]
+    assert ".ci/run" in steps
+    for command in steps:
+        for script in re.findall(r"\.ci/\S+", command):
+            assert (ROOT / script).is_file(), script
+    assert PROJECT["requires-python"] == ">=3.10"
+    for template in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        assert yaml.safe_load(template.read_text()), template
+
+
+def test_hooks_are_those_of_make_lint() -> None:
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    programs = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in local["hooks"]}
+    lint = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
+    assert programs == set(re.findall(r"\$\(BIN\)/(\w+)", lint)) == {"ruff", "mypy"}
+
+
+def test_version_has_one_home_and_an_entry_in_the_change_log() -> None:
+    assert PROJECT["dynamic"] == ["version"]
+    version = bevperception.__version__
+    log = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(
+        rf"^## \[(Unreleased\] \({version}\)|{version}\] - 20\d\d-\d\d-\d\d)$", log, re.MULTILINE
+    )
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+
+
+def definitions(path: Path) -> set[str]:
+    """Functions of a file, and methods as ``Class.method``."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.ClassDef):
+            found.update(
+                f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)
+            )
+    return found
+
+
+def test_walks_through_the_code_can_be_followed() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| `([\w/]+\.py)` \| (.+?) \|", text, re.MULTILINE)
+    assert len(rows) >= 30
+    for path, functions in rows:
+        named = re.findall(r"`([\w.]+)`", functions)
+        assert named
+        lost = set(named) - definitions(ROOT / path)
+        assert not lost, f"CONTRIBUTING names {', '.join(lost)} in {path}"
+    for path in re.findall(r"`((?:bevperception|configs|ops|ros2_ws|tests|\.ci)/[\w/.]*)`", text):
+        assert (ROOT / path).exists(), f"CONTRIBUTING names {path}"
+    for target in re.findall(r"\bmake ([a-z][a-z-]*)", text):
+        assert target in make_targets()
 
 
 def test_licence_is_apache_2() -> None:
