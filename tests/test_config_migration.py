@@ -9,12 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from bevperception.checkpoints.weights import SHIPPED_FOLDER, load_model, read_weights, shipped_weights
+from bevperception.checkpoints.weights import (
+    CONFIG_KEY,
+    MODEL_PREFIX,
+    SHIPPED_FOLDER,
+    load_model,
+    read_weights,
+    shipped_weights,
+)
 from bevperception.config_io import config_from_dict, config_to_dict, load_config
 from bevperception.config_migration import migrate_config, replacement
 from bevperception.config_model import ModelConfig
 from bevperception.errors import ConfigError
+from bevperception.training.checkpointing import check_resumable
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 OLD = json.loads((SHIPPED_FOLDER / "world_v2" / "card.json").read_text(encoding="utf-8"))["config"]
@@ -43,6 +52,27 @@ def test_shipped_weights_build_their_models(name: str) -> None:
         "world_micro_single": ("fusion", 0),
         "world_v2": ("fusion", 2),
     }[name]
+
+
+def test_a_training_checkpoint_of_version_0_1_loads(tmp_path: Path) -> None:
+    shipped = read_weights("world_v2")
+    state = {f"{MODEL_PREFIX}{name}": value for name, value in shipped.state.items()}
+    path = tmp_path / "old.ckpt"
+    torch.save({"state_dict": state, "global_step": 7, CONFIG_KEY: OLD}, path)
+    weights = read_weights(path)
+    assert weights.config().model == shipped.config().model
+    model = load_model(weights, weights.config())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, shipped.state[name]), name
+
+
+def test_a_run_is_not_resumed_with_settings_that_are_gone(tmp_path: Path) -> None:
+    old = old_with("model.detection.focal_alpha", 0.5)
+    path = tmp_path / "old.ckpt"
+    torch.save({"state_dict": {}, "global_step": 7, CONFIG_KEY: old}, path)
+    config = read_weights("world_v2").config()
+    with pytest.raises(ConfigError, match=r"other settings: model\.detection\.focal_alpha \(0\.5 there"):
+        check_resumable(path, config, torch.nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

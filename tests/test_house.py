@@ -395,3 +395,20 @@ def test_imports_point_one_way() -> None:
         parts.add(part)
     assert wrong == []
     assert parts - {"__init__"} == set(LAYERS), "a part has no floor"
+
+
+def test_functions_are_short_and_take_few_parameters() -> None:
+    long, many = [], []
+    for folder in ("bevperception", "tools", "ros2_ws"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.FunctionDef):
+                    continue
+                where = f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+                if (node.end_lineno or 0) - node.lineno + 1 > 70:
+                    long.append(where)
+                if node.name == "__init__" and len(node.args.args) + len(node.args.kwonlyargs) > 9:
+                    many.append(where)
+    assert long == []
+    assert many == []
+    assert len((ROOT / "bevperception/models/bevformer.py").read_text().splitlines()) <= 260

@@ -50,34 +50,16 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
-    def world_range(name: str) -> Range:
-        return next(rule for rule in rules_of(WorldConfig, name) if isinstance(rule, Range))
+    def number(option: str, kind: type[int] | type[float], text: str) -> None:
+        name = option.removeprefix("--").replace("-", "_")
+        rule = next(rule for rule in rules_of(WorldConfig, name) if isinstance(rule, Range))
+        value = getattr(default, name)
+        add_number(parser, option, kind, rule, default=value, help=f"{text} (%(default)s)")
 
     parser.add_argument("root", type=Path, help="data root to make")
-    add_number(
-        parser,
-        "--scenes",
-        int,
-        world_range("scenes"),
-        default=default.scenes,
-        help="number of scenes (%(default)s)",
-    )
-    add_number(
-        parser,
-        "--seed",
-        int,
-        world_range("seed"),
-        default=default.seed,
-        help="of everything random (%(default)s)",
-    )
-    add_number(
-        parser,
-        "--frames",
-        int,
-        world_range("frames"),
-        default=default.frames,
-        help="key frames a scene, at 2 Hz (%(default)s)",
-    )
+    number("--scenes", int, "number of scenes")
+    number("--seed", int, "of everything random")
+    number("--frames", int, "key frames a scene, at 2 Hz")
     parser.add_argument(
         "--size", default="1600x900", help="of the images, WIDTHxHEIGHT, 16k x 9k pixels (%(default)s)"
     )
@@ -87,30 +69,10 @@ def build_parser() -> argparse.ArgumentParser:
         default=default.version,
         help=f"{WORLD_VERSION}, or {MINI_VERSION} with the scene names of nuScenes' mini set (%(default)s)",
     )
-    add_number(
-        parser,
-        "--val-share",
-        float,
-        world_range("val_share"),
-        default=default.val_share,
-        help="of the scenes, the last ones (%(default)s)",
-    )
-    add_number(
-        parser,
-        "--jpeg-quality",
-        int,
-        world_range("jpeg_quality"),
-        default=default.jpeg_quality,
-        help="of the images (%(default)s)",
-    )
-    add_number(
-        parser,
-        "--workers",
-        int,
-        Range(0, 1024),
-        default=os.cpu_count() or 1,
-        help="processes; the result is the same (%(default)s)",
-    )
+    number("--val-share", float, "of the scenes, the last ones")
+    number("--jpeg-quality", int, "of the images")
+    workers = "processes; the result is the same (%(default)s)"
+    add_number(parser, "--workers", int, Range(0, 1024), default=os.cpu_count() or 1, help=workers)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 

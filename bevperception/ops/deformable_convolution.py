@@ -64,17 +64,9 @@ def dcnv3(
     is_native = choose_backend(_NAME, input.device) is Backend.NATIVE
     input, offset, mask = working_copies(input, offset, mask, keep_half=is_native and input.is_cuda)
     if is_native:
+        kernel = (kernel_size, stride, padding, dilation, groups)
         output: Tensor = torch.ops.bevperception.dcnv3(
-            input,
-            offset,
-            mask,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            float(offset_scale),
-            remove_center,
+            input, offset, mask, *kernel, float(offset_scale), remove_center
         )
     else:
         output = dcnv3_reference(
