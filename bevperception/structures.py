@@ -1,4 +1,48 @@
-"""The few things that travel between data, model, training and the vehicle."""
+"""The data that travel between data set, model, training and vehicle; and a glossary.
+
+Frames (right-handed, metres):
+
+* ego: on the vehicle's rear axle, x forward, y left, z up. LiDAR: on the roof, x right, y forward, z up.
+* BEV frame: what the model reasons in, the ego or the LiDAR frame (``data.bev_frame``), perhaps turned,
+  scaled or mirrored by augmentation. Global: any frame that stands still, such as the map's.
+* camera: x right, y down, z along the optical axis. Image: pixels, (0, 0) the upper left corner of the
+  first one.
+* A matrix ``a_to_b`` (4, 4) takes points of frame a to frame b.
+
+The BEV:
+
+* cell: a square of the BEV grid; row = y, column = x. A pixel or cell at a whole number is at its centre.
+* pillar: the points above a cell at several heights, which are projected into the images.
+* BEV query: a learned vector a cell, from which the encoder makes the cell's feature.
+* level: one map of the feature pyramid; its stride is the number of pixels that a cell of it covers.
+* coverage: the share of a cell, 0 to 1, for which a warped map has features.
+
+Time (seconds, float64; ``_ns`` where ROS counts nanoseconds):
+
+* key frame: an annotated instant of nuScenes, two a second. Sample: its record in the tables; token: the
+  key of a record. Scene: twenty seconds of a drive.
+* frame: the images of one instant and all that belongs to them (:class:`CameraFrames`).
+* memory: BEV features of earlier frames with pose and time (:class:`BEVMemory`). History: the earlier
+  frames.
+* queue: a frame with its history, as training loads it. Stream: frames one after the other, the memory
+  going on.
+* slot: a place of a batch that plays a stream; also a place for a remembered frame in a fusion.
+
+Objects:
+
+* box: (x, y, z, length, width, height, yaw, vx, vy) around the centre of the volume; yaw counter-clockwise
+  from x.
+* box code: the ten numbers that a decoder regresses for a box (``models/heads/box_code.py``).
+* object query: a learned vector that becomes one box. Group: equally many queries that learn all objects on
+  their own.
+* proposal: a box of the perspective head that becomes a further object query (hybrid queries).
+* class, attribute: names of ``taxonomy``; labels are positions in ``taxonomy.DETECTION_CLASSES``.
+* label, target: ground truth. Logit: a score before the sigmoid.
+
+Letters in shapes: B samples of a batch, N cameras, M images (those of B * N that count), C channels, h and
+w cells of a map, Q queries, G boxes of ground truth, P places or points, K classes, L levels, D points of a
+pillar.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
 // ms_deform_attn for PyTorch on the CPU.
+// The model calls deform_attn, which makes locations and weights itself. This operator stands for code that brings its
+// own, such as published Deformable-DETR models, and for comparisons with their kernels.
 #include <tuple>
 
 #include "tensors.h"
