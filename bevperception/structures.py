@@ -11,7 +11,7 @@ Frames (right-handed, metres):
 
 The BEV:
 
-* cell: a square of the BEV grid; row = y, column = x. A pixel or cell at a whole number is at its centre.
+* cell: a square of the BEV grid; row = y, column = x. The centre of a cell has whole coordinates.
 * pillar: the points above a cell at several heights, which are projected into the images.
 * BEV query: a learned vector a cell, from which the encoder makes the cell's feature.
 * level: one map of the feature pyramid; its stride is the number of pixels that a cell of it covers.
