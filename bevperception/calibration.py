@@ -113,7 +113,7 @@ class RigCalibration:
 
 @dataclass(frozen=True, init=False)
 class EgoMotion:
-    """Where the vehicle was at a frame's instant and at its exposures.
+    """Poses of the vehicle at a frame's instant and at the exposures of its cameras.
 
     Values are not judged here: localisation fails on the road, and :meth:`problem` says how.
 

@@ -14,7 +14,7 @@ CAN_BUS_SIZE = 18
 
 
 def relative_can_bus(current: Tensor, previous: Tensor, valid: Tensor) -> Tensor:
-    """What the published model is fed: position and yaw in degrees become differences.
+    """CAN-bus vectors as the published model takes them: position and yaw in degrees as differences.
 
     Args:
         current: (B, 18) absolute.

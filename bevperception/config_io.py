@@ -375,7 +375,7 @@ def _check_text(text: str, name: str) -> None:
 
 
 def _with_command_line(source: ConfigSource, argv: Sequence[str]) -> ConfigSource:
-    """Where values come from when options are laid over a file's."""
+    """The source of values when options are laid over a file's."""
     name = f"{source.name} with the command line"
     given = {argument.removeprefix("--").split("=")[0] for argument in argv if argument.startswith("--")}
     sections = tuple(f"{option}." for option in given if option in _SECTIONS)

@@ -64,7 +64,7 @@ _REPLACED = {
         for name in ("norm", "coverage", "missing", "residual", "history_frame")
     },
 }
-"""What has taken the place of other fields."""
+"""Fields with a replacement that is not one field of another name."""
 
 _OWN_FUSION = {"norm": "group", "coverage": True, "missing": "zeros", "residual": True}
 _PUBLISHED_FUSION = {"norm": "batch", "coverage": False, "missing": "nearest", "residual": False}
@@ -163,7 +163,7 @@ def _merge_fusion(new: dict[str, Any], dropped: dict[str, Any], where: str) -> N
 
 
 def replacement(key: str) -> str | None:
-    """What to do in place of a setting of an older version, in words; None for a key that never was one.
+    """Advice for a setting of an older version, in words; None for a key that never was a setting.
 
     Args:
         key: dotted.

@@ -29,7 +29,7 @@ LOCK_NAME: Final = ".lock"
 _PARTIAL: Final = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
 
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
-"""What a disk without locks answers; NFS, where it is a folder that is to be locked."""
+"""Errors of a disk without locks; NFS, where it is a folder that is to be locked."""
 
 _held: set[int] = set()
 """Descriptors of the locks that this process holds."""

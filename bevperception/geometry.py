@@ -178,7 +178,7 @@ def is_valid_intrinsics(intrinsics: Tensor) -> bool:
 
 
 def rigid_problem(a_to_b: Tensor) -> str:
-    """What keeps a matrix from being a rigid transform between places on Earth.
+    """The reason why a matrix is no rigid transform between places on Earth; '' if it is one.
 
     Args:
         a_to_b: (4, 4).

@@ -138,7 +138,7 @@ def select(samples: Sequence[Boxes3D], which: Callable[[Tensor], Tensor]) -> lis
 
 @dataclass
 class CameraFrames(_Movable):
-    """What the cameras saw at one instant, for a batch of B vehicles with N cameras each.
+    """Images of one instant with calibration and pose, for a batch of B vehicles with N cameras each.
 
     Attributes:
         images: (B, N, 3, H, W) float, RGB, normalised, padded to the network's input size; on the way from
@@ -168,7 +168,7 @@ class CameraFrames(_Movable):
 
 @dataclass
 class BEVMemory(_Movable):
-    """What a model remembers of earlier frames; the model keeps nothing itself.
+    """Memory of earlier frames; the model itself keeps none.
 
     The fields describe the newest remembered frame; models that fuse several have the others in ``older``.
 
@@ -273,7 +273,7 @@ class PerspectiveLevel(_Movable):
 
 @dataclass
 class PerspectiveOutputs(_Movable):
-    """What the perspective head says of M images: those of the cameras that are there, or of all.
+    """Predictions of the perspective head for M images: those of present cameras, or of all.
 
     Attributes:
         levels: raw predictions.

@@ -1,4 +1,4 @@
-"""What a lost camera costs: NDS without each camera in turn, beside the share of objects only it sees."""
+"""Cost of a lost camera: NDS without each camera in turn, beside the share of objects only it sees."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from bevperception.training.sampler import RunShare, StepSampler
 
 @dataclass(frozen=True)
 class Reading:
-    """What a loader does alone, and beside training.
+    """Speed of a loader alone, and beside training.
 
     Args:
         workers: loader processes.

@@ -1,4 +1,4 @@
-"""What a trained InternImage owes to its deformable convolutions.
+"""Contribution of deformation to a trained InternImage.
 
 How far they have left the plain 3x3 average that they start as, and what the model loses if set back to it.
 """

@@ -39,7 +39,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class FrameCost:
-    """What a frame took, from the network's input to boxes and segmentation.
+    """Duration of a frame, from the network's input to boxes and segmentation.
 
     Attributes:
         name: of the candidate.

@@ -1,4 +1,4 @@
-"""What a model costs: parameters by part, time per stage and peak memory, with either operator backend."""
+"""Cost of a model: parameters by part, time per stage and peak memory, with either operator backend."""
 
 from __future__ import annotations
 

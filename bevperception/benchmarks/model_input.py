@@ -1,4 +1,4 @@
-"""What the benchmarks of models run on: a model with random weights, and frames for it."""
+"""Inputs of the benchmarks of models: a model with random weights, and frames for it."""
 
 from __future__ import annotations
 

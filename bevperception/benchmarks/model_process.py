@@ -200,7 +200,7 @@ class ModelProcess:
 
 @dataclass(frozen=True)
 class _Running:
-    """What a process has in place."""
+    """State of a benchmark process."""
 
     model: BEVFormer
     frames: CameraFrames

@@ -220,7 +220,7 @@ def _show_progress(text: str) -> None:
 
 
 def format_header(options: argparse.Namespace) -> str:
-    """What was measured on what."""
+    """One measurement: competitor, case and time."""
     report = backend_report()
     return (
         f"PyTorch {torch.__version__}, {platform.machine()}, {options.threads} threads, {options.dtype}, "

@@ -38,7 +38,7 @@ AGREEMENT = 1e-4
 
 
 KEEP, RETURN = "keep", "return"
-"""What a worker does with memory that it frees, see :func:`~bevperception.malloc.keep_freed_memory`."""
+"""A worker's treatment of freed memory, see :func:`~bevperception.malloc.keep_freed_memory`."""
 
 PUBLISHED = "published"
 """Spatial cross-attention by the published scheme around this project's ms_deform_attn."""

@@ -1,4 +1,4 @@
-"""What hybrid queries could add: the objects that proposals find beside the model's boxes."""
+"""Possible gain by hybrid queries: the objects that proposals find beside the model's boxes."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _FLOPS_OF_CORNER = 2
 
 @dataclass(frozen=True)
 class Work:
-    """What a forward call must do at least.
+    """Least work of a forward call.
 
     Args:
         bytes: of arguments and result, each moved once.
@@ -39,7 +39,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured of a machine.
+    """Measured speeds of a machine.
 
     Args:
         bytes_per_s: copying large tensors, bytes read and written.
@@ -62,7 +62,7 @@ class Machine:
         return 1e3 * work.looked_at_bytes / self.cached_bytes_per_s
 
     def limit(self, work: Work) -> str:
-        """What the bound comes from: 'memory' or 'arithmetic'."""
+        """Origin of the bound: 'memory' or 'arithmetic'."""
         by_memory = work.bytes / self.bytes_per_s >= work.flops / self.flops_per_s
         return "memory" if by_memory else "arithmetic"
 
@@ -93,7 +93,7 @@ def measure_machine(threads: int, dtype: torch.dtype = torch.float32) -> Machine
 
 
 def forward_work(case: Case, bytes_of_number: int = 4, kind: LocationKind = "local") -> Work:
-    """What a case's forward call must do at least.
+    """Least work of a case's forward call.
 
     Args:
         case: sizes.

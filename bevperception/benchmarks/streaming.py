@@ -1,4 +1,4 @@
-"""What history costs a vehicle: features kept and warped against everything made anew at every frame."""
+"""Cost of history: features kept and warped against everything computed anew at every frame."""
 
 from __future__ import annotations
 

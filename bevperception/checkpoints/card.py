@@ -19,7 +19,7 @@ MOST_VALUES = 100_000
 
 @dataclass(frozen=True)
 class Card:
-    """What weights are: enough to build their model and to know where they come from.
+    """Description of weights: enough to build their model and to know their origin.
 
     Args:
         config: of the run, as :func:`~bevperception.config_io.config_to_dict` gives it.

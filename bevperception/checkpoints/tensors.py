@@ -46,7 +46,7 @@ def named_tensors(values: object, what: str) -> dict[str, Tensor]:
 
 
 def kind_of(value: object) -> str:
-    """What a value is, in words for a message."""
+    """The kind of a value, in words for a message."""
     if value is None:
         return "nothing"
     kind = type(value).__name__
@@ -59,7 +59,7 @@ def parts_of(names: Iterable[str]) -> dict[str, int]:
 
 
 def left_aside(parts: Mapping[str, int]) -> str:
-    """What of a file was not used, in words: 'nothing', or the parts with their numbers of tensors."""
+    """The unused parts of a file, in words: 'nothing', or the parts with their numbers of tensors."""
     return ", ".join(f"{part} ({count})" for part, count in parts.items()) or "nothing"
 
 

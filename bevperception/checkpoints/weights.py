@@ -37,11 +37,11 @@ SHIPPED_FOLDER = Path(__file__).resolve().parents[1] / "weights"
 """Weights that come with the package: a folder each."""
 
 CONFIG_KEY = "bevperception_config"
-"""Where a training checkpoint holds the run's configuration, as plain containers."""
+"""Key of a training checkpoint for the run's configuration, as plain containers."""
 AVERAGE_KEY = "bevperception_average"
-"""Where it holds the averaged weights by name; empty without averaging."""
+"""Key for the averaged weights by name; empty without averaging."""
 MODEL_PREFIX = "model."
-"""What the model's parameters are called under in a training checkpoint's ``state_dict``."""
+"""Prefix of the model's parameters in a training checkpoint's ``state_dict``."""
 
 MEANINGS = ("detection.classes", "detection.yaw_convention", "perspective.classes", "segmentation.classes")
 """Settings that say what a part's outputs mean; its weights would fit under others."""

@@ -74,7 +74,7 @@ def build_parser() -> ConfigParser:
 
 
 def settings_source(options: Namespace) -> ConfigSource:
-    """Where settings come from without ``--config``: the weights, else the defaults."""
+    """The source of settings without ``--config``: the weights, else the defaults."""
     return ConfigSource() if options.weights is None else config_inside(options)
 
 
@@ -98,7 +98,7 @@ def chosen_samples(options: Any, config: ExperimentConfig, reader: NuScenesReade
 
 
 def output_path(options: Any, token: str) -> Path:
-    """Where the result goes.
+    """The path of the result.
 
     Raises:
         ConfigError: if the name's ending does not fit.
@@ -132,7 +132,7 @@ def predicted_boxes(file: Path, reader: NuScenesReader, tokens: Sequence[str]) -
 def perceived(
     weights: str, config: ExperimentConfig, reader: NuScenesReader, chosen: ChosenSamples
 ) -> Iterator[Opinion]:
-    """What a model perceives in each wanted sample, its memory filled by its scene's earlier frames.
+    """Predictions for each wanted sample, with a memory of its scene's earlier frames.
 
     Raises:
         BevError: if the weights do not fit or a sample cannot be read.

@@ -162,7 +162,7 @@ class NuScenesDataset(Dataset["Batch | BadSample"]):
         )
 
     def _seed(self, index: int, draw: int) -> tuple[int, ...]:
-        """What determines a queue's augmentation; all frames of a stream's segment (a draw) share theirs."""
+        """Seed of a queue's augmentation; all frames of a stream's segment (a draw) share theirs."""
         return (self.seed, draw) if self.data.stream_length else (self.seed, draw, index)
 
     def _present(self, index: int, draw: int) -> Tensor | None:

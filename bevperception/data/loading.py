@@ -18,7 +18,7 @@ MAX_REPLACEMENTS = 20
 """So many samples, drawn to stand in for an unreadable one, may be unreadable too before a run stops."""
 
 OnBad = Literal["leave_out", "replace", "vacate"]
-"""What becomes of a bad sample's place in its batch; see :class:`Fetcher`."""
+"""Treatment of a bad sample's place in its batch; see :class:`Fetcher`."""
 
 
 class SampleSource(Protocol):
@@ -45,7 +45,7 @@ class Failure:
 
 
 Loaded = Batch | SkippedBatch | Failure
-"""What a loader yields."""
+"""Items that a loader yields."""
 
 
 class Fetcher(Dataset[Any]):

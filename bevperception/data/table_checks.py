@@ -348,7 +348,7 @@ class _Check:
                 self._lose_scene(scene, samples, sentence)
 
     def _chain_fault(self, scene: Record, samples: Mapping[str, Record]) -> str | None:
-        """What keeps the links from being one chain through a scene's samples; None if nothing does."""
+        """The reason why the links are not one chain through a scene's samples; None if nothing does."""
         visited: set[str] = set()
         before: Record | None = None
         source, source_field = ("scene", scene["token"]), "first_sample_token"

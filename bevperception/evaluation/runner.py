@@ -35,7 +35,7 @@ from bevperception.structures import BadSample, Batch, ModelOutputs
 
 METRICS_NAME = "metrics.json"
 RESULT_FILES = (RESULTS_FILE, METRICS_FILE, METRICS_NAME)
-"""What an evaluation writes into its folder."""
+"""Files that an evaluation writes into its folder."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where half precision pays: which machine computes in bfloat16, and what a CPU trains faster in float32.
+"""Choice of half precision: which machine computes in bfloat16, and what a CPU trains faster in float32.
 
 PyTorch's CPU kernels of norm and attention are several times slower backward in bfloat16 than in float32,
 casts included.

@@ -31,7 +31,7 @@ class Backend(enum.Enum):
 
 @dataclass(frozen=True)
 class OperatorBackend:
-    """What runs for one operator on CPU tensors, and why."""
+    """The implementation of one operator for CPU tensors, and the reason for it."""
 
     operator: str
     backend: Backend
@@ -40,7 +40,7 @@ class OperatorBackend:
 
 @dataclass(frozen=True)
 class BackendReport:
-    """What runs for all operators.
+    """Describe the implementation of every operator.
 
     Args:
         operators: one entry an operator.

@@ -175,7 +175,7 @@ def _sample_by_map(
     weights: Tensor,
     rows: CompressedRows,
 ) -> Tensor:
-    """What the entries see, (E, H*C) in the order of ``rows.by_map``: one map after the other, no padding."""
+    """Sample the maps for all entries, map after map without padding: (E, H*C) by ``rows.by_map``."""
     counts = [count for _, count in rows.entries_of_map]
     parts = zip(rows.entries_of_map, locations.split(counts), weights.split(counts), strict=True)
     of_map = value.unbind(0)

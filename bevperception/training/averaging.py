@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bevperception.checkpoints.weights import AVERAGE_KEY
 
 UPDATES_KEY = "bevperception_average_updates"
-"""Where a checkpoint holds how often the average was updated."""
+"""Key of a checkpoint for the number of updates of the average."""
 
 
 def warmed_up_decay(decay: float, updates: int) -> float:

@@ -139,7 +139,7 @@ class StepCheckpoint(Checkpoint):
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Path of the checkpoint of a step."""
     return folder / f"step-{step:08d}.ckpt"
 
 
@@ -243,7 +243,7 @@ def check_resumable(path: Path, config: ExperimentConfig, model: nn.Module) -> i
 def _optimizer_problem(
     states: Sequence[Any], model: nn.Module, config: ExperimentConfig, path: Path
 ) -> str | None:
-    """What keeps saved AdamW states from being those of a run's parameters; None if nothing does.
+    """The reason why saved AdamW states do not belong to a run's parameters; None if they do.
 
     PyTorch compares numbers of parameters only: with moments of another shape the next step would fail, and
     without them AdamW would start anew.

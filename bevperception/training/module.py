@@ -36,9 +36,9 @@ from bevperception.training.seeding import PADDING, STEP, derive_seed
 from bevperception.training.stream import StreamMemory
 
 SKIPPED_KEY = "bevperception_skipped"
-"""Where a checkpoint holds the samples that were skipped: reason by token."""
+"""Key of a checkpoint for the samples that were skipped: reason by token."""
 STREAM_KEY = "bevperception_stream"
-"""Where a checkpoint holds what a streaming run remembers; see :class:`StreamMemory`."""
+"""Key of a checkpoint for the memory of a streaming run; see :class:`StreamMemory`."""
 
 
 class TrainableModel(Protocol):

@@ -55,7 +55,7 @@ _NOISE = (
 CONFIG_NAME, LOGS_FOLDER = "config.yaml", "logs"
 RUN_FILES = (CONFIG_NAME, WEIGHTS_NAME, CARD_NAME, SKIPPED_NAME)
 RUN_FOLDERS = (CHECKPOINT_FOLDER, LOGS_FOLDER, EVALUATION_FOLDER)
-"""What a run writes into its folder."""
+"""Files that a run writes into its folder."""
 
 
 def train(

@@ -89,7 +89,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 
 
 class StreamMemory:
-    """What the slots of one process remember between training steps, and the scene each is in.
+    """Memory of the slots of one process between training steps, and the scene of each.
 
     Slots that play together share a number, their turn; those of another turn have a memory of their own.
     A slot whose sample cannot be read keeps its memory for the sample after that.

@@ -57,7 +57,7 @@ _SUPERSAMPLING: Final = 2
 
 @dataclass(frozen=True)
 class BEVView:
-    """What part of the ground a picture shows, forward up.
+    """The part of the ground that a picture shows, forward up.
 
     Args:
         width, height: of the picture in pixels.

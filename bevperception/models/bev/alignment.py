@@ -55,7 +55,7 @@ def relative_pose(a_to_global: Tensor, b_to_global: Tensor) -> Tensor:
 
 
 def cells_in_previous(grid: BEVGrid, bev_to_global: Tensor, previous_bev_to_global: Tensor) -> Tensor:
-    """Where the current cells' centres lie in the earlier map.
+    """Positions of the current cells' centres in the earlier map.
 
     Args:
         grid: of both maps.

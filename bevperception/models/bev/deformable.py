@@ -1,4 +1,4 @@
-"""What the three deformable attention modules share: projections, their start, offsets and weights."""
+"""Common part of the three deformable attention modules: projections, offsets, weights, initial values."""
 
 from __future__ import annotations
 
@@ -91,7 +91,9 @@ class DeformableAttention(nn.Module):
         init_sampling_offsets(self.sampling_offsets, self.heads, groups, self.points, reach_cells, anchors)
 
     def predict(self, looking: Tensor) -> tuple[Tensor, Tensor]:
-        """What each query asks for, as :func:`bevperception.ops.deform_attn` takes it.
+        """Predict the sampling offsets and attention logits of every query.
+
+        They are laid out as :func:`bevperception.ops.deform_attn` takes them.
 
         Args:
             looking: (B, Q, offset_input_channels).

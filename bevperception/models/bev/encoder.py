@@ -227,7 +227,7 @@ class BEVEncoder(nn.Module):
 
 
 def _temporal_value(running: Tensor, pair: Tensor | None, valid: Tensor | None) -> Tensor:
-    """What temporal self-attention looks at: (B, 2, Q, C), or (B, 1, Q, C) for twice the same."""
+    """Value of temporal self-attention: (B, 2, Q, C), or (B, 1, Q, C) for twice the same."""
     if pair is None or valid is None:
         return running[:, None]
     if all_true(valid):

@@ -1,4 +1,4 @@
-"""Where the BEV queries stand: reference points on the plane and in pillars, and positional encoding.
+"""Positions of the BEV queries: reference points on the plane and in pillars, and positional encoding.
 
 A query's index is ``row * columns + column``; normalised coordinates are (x, y[, z]) in [0, 1] over
 the BEV range, as in BEVFormer (Li et al., ECCV 2022, section 3.2 and 3.3).

@@ -16,7 +16,7 @@ from bevperception.ops import CompressedRows, deform_attn
 def project_pillars(
     points_m: Tensor, bev_to_image: Tensor, image_size: tuple[int, int], padded_size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Where the points of the pillars fall in the images.
+    """Project the points of the pillars into the images.
 
     Args:
         points_m: (D, Q, 3) metres, BEV frame.

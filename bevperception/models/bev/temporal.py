@@ -26,7 +26,7 @@ Missing = Literal["zeros", "nearest"]
 
 
 class Temporal(Protocol):
-    """What a model asks of its way to use other frames."""
+    """Interface of the two ways to use other frames."""
 
     def encoder_memory(self, frames: CameraFrames, memory: BEVMemory | None) -> BEVMemory | None:
         """The remembered frame that the BEV encoder reads; None where it reads none."""

@@ -132,7 +132,7 @@ def add_cell_velocity(codes: Tensor, velocity: Tensor, grid: BEVGrid) -> Tensor:
 
 @dataclass(frozen=True)
 class CentreTargets:
-    """What a centre head should predict.
+    """Ground truth of a centre head.
 
     Attributes:
         heat: (B, classes, rows, columns) in 0 to 1; exactly 1 in the cell of every centre.

@@ -117,7 +117,7 @@ class DecoderLayer(nn.Module):
 
 @dataclass(frozen=True)
 class DecodedQueries:
-    """What the decoder's layers say.
+    """Outputs of all decoder layers.
 
     Attributes:
         states: (layers, B, Q, C) query contents after every layer.

@@ -47,7 +47,7 @@ def regression_branch(channels: int, hidden_layers: int = 2) -> nn.Sequential:
 
 
 def class_columns(classes: Sequence[str]) -> list[int] | None:
-    """Where a head's classifiers hold each class of ``taxonomy.DETECTION_CLASSES``.
+    """Columns of a head's classifiers for the classes of ``taxonomy.DETECTION_CLASSES``.
 
     Args:
         classes: in the classifiers' order, each once.

@@ -87,7 +87,7 @@ class SegmentationHead(nn.Module):
 
 
 def bilinear_weights(positions: Tensor, size: int) -> Tensor:
-    """What sampling a row of cells linearly takes of each cell.
+    """Weights of the cells of a row in linear sampling.
 
     Args:
         positions: (n,) in cells, a cell's centre at its whole number.

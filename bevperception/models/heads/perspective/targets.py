@@ -1,4 +1,4 @@
-"""What the perspective head is to say: ground truth in every image, and which place answers for it."""
+"""Ground truth of the perspective head in every image, and its assignment to places."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def image_targets(
     min_visible: float = 0.2,
     max_depth_m: float = 80.0,
 ) -> list[ImageTargets]:
-    """What images show of the ground truth; all at once.
+    """Project ground truth into images, all at once.
 
     Args:
         boxes: M sets, what is around each image's vehicle, BEV frame.
