@@ -72,8 +72,9 @@ def link(objects: list[Path], target: Path) -> Path:
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library with sanitizers; its objects lie beside it."""
     folder = tmp_path_factory.mktemp("sanitized")
-    names = [path.name for path in SOURCES.glob("*.cpp")]
-    names += [f"cpu/{path.name}" for path in (SOURCES / "cpu").glob("*.cpp")]
+    names = [
+        f"{folder}/{path.name}" for folder in ("binding", "cpu") for path in (SOURCES / folder).glob("*.cpp")
+    ]
     return link(build(SOURCES, names, folder), folder / "operators.so")
 
 
