@@ -167,7 +167,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if lacking:
         raise CheckpointError(
             f"{path} is not a training checkpoint of this project: it has no {', '.join(lacking)}\n"
-            "published weights have to be converted first"
+            "weights of other projects cannot be read yet"
         )
     plain: dict[str, Any] = checkpoint
     if isinstance(plain["global_step"], np.integer):
@@ -345,7 +345,7 @@ def _read_safetensors(path: Path) -> Weights:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} was not written by this project: its metadata has no format {FORMAT!r}\n"
-            "published weights have to be converted first"
+            "weights of other projects cannot be read yet"
         )
     if "card" not in metadata:
         raise CheckpointError(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from bevperception.errors import ConfigError
 from bevperception.ops import native
@@ -71,6 +72,20 @@ def requested_backend() -> BackendName:
     if _State.requested is not None:
         return _State.requested
     return _known_name(os.environ.get(ENVIRONMENT_VARIABLE) or "auto", f"{ENVIRONMENT_VARIABLE}=")
+
+
+def predicts_on_cpu(*tensors: Tensor) -> bool:
+    """Whether a layer may take its fast path for prediction: eager, on the CPU, without gradients.
+
+    Args:
+        tensors: inputs and parameters of the layer.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and requested_backend() != "reference"
+        and all(tensor.device.type == "cpu" for tensor in tensors)
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+    )
 
 
 def set_backend(name: BackendName) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bevperception.ops.backend import requested_backend
+from bevperception.ops.backend import predicts_on_cpu
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
 ONEDNN_HAS_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -51,13 +51,10 @@ def _is_fast(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d, shortcut: 
     tensors = [x, *learned] if shortcut is None else [x, *learned, shortcut]
     return (
         _HAS_ONEDNN
-        and not torch.compiler.is_compiling()
-        and requested_backend() != "reference"
+        and predicts_on_cpu(*tensors)
         and not norm.training
         and x.numel() > 0
-        and all(t.device.type == "cpu" for t in tensors)
         and all(t.dtype == torch.float32 for t in learned)
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
         and _dtype(x) in _allowed_dtypes()
     )
 

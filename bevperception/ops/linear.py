@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bevperception.ops.backend import requested_backend
+from bevperception.ops.backend import predicts_on_cpu
 
 Activation = Literal["none", "relu", "gelu", "silu"]
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -57,12 +57,10 @@ def _is_fast(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     tensors = (x, weight, bias)
     return (
         _HAS_ONEDNN
-        and not torch.compiler.is_compiling()
-        and requested_backend() != "reference"
+        and predicts_on_cpu(*tensors)
         and x.dim() > 1
         and x.numel() > 0
-        and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        and all(t.dtype == torch.float32 for t in tensors)
         and not torch.is_autocast_enabled("cpu")
     )
 

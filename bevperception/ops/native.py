@@ -170,10 +170,10 @@ def _setup_ms_deform_attn(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> 
 
 def _backward_ms_deform_attn(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     value, sampling_locations, attention_weights = ctx.saved_tensors
-    of_value, of_locations, of_weights = _gradients_by("ms_deform_attn", value)(
+    value_gradient, locations_gradient, weights_gradient = _gradients_by("ms_deform_attn", value)(
         gradient, value, ctx.spatial_shapes, sampling_locations, attention_weights
     )
-    return of_value.to(value.dtype), None, of_locations, of_weights
+    return value_gradient.to(value.dtype), None, locations_gradient, weights_gradient
 
 
 def _fake_deform_attn(
@@ -190,7 +190,7 @@ def _setup_deform_attn(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 def _backward_deform_attn(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     value, offsets, logits, references, *rows = ctx.saved_tensors
     of_references = ctx.needs_input_grad[4]
-    of_value, of_offsets, of_logits, found = torch.ops.bevperception.deform_attn_backward(
+    value_gradient, offsets_gradient, logits_gradient, found = torch.ops.bevperception.deform_attn_backward(
         gradient,
         value,
         ctx.spatial_shapes,
@@ -202,8 +202,8 @@ def _backward_deform_attn(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ..
         *rows,
         of_references,
     )
-    gradients = (of_offsets, of_logits, found if of_references else None)
-    return of_value.to(value.dtype), None, *gradients, None, None, None, None
+    gradients = (offsets_gradient, logits_gradient, found if of_references else None)
+    return value_gradient.to(value.dtype), None, *gradients, None, None, None, None
 
 
 def _fake_deform_attn_gradients(

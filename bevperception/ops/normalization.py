@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bevperception.ops import native
-from bevperception.ops.backend import requested_backend
+from bevperception.ops.backend import predicts_on_cpu
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -54,11 +54,5 @@ def softmax(logits: Tensor) -> Tensor:
 
 def _is_fast(*tensors: Tensor) -> bool:
     return (
-        native.STATUS.loaded
-        and not torch.compiler.is_compiling()
-        and requested_backend() != "reference"
-        and all(t.device.type == "cpu" for t in tensors)
-        and tensors[0].dim() > 0
-        and tensors[0].numel() > 0
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        native.STATUS.loaded and predicts_on_cpu(*tensors) and tensors[0].dim() > 0 and tensors[0].numel() > 0
     )

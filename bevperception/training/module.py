@@ -241,7 +241,7 @@ class TrainingModule(pl.LightningModule):
             accumulate = self.config.training.accumulate
             turn = self.global_step * accumulate + batch_idx % accumulate
             turn %= self.config.data.stream_turns
-            outputs, memory = model(batch.frames, self._stream.recall(batch, turn))
+            outputs, memory = model(batch.frames, self._stream.memory_for(batch, turn))
             self._stream.remember(batch, memory, turn)
         return outputs
 

@@ -102,7 +102,7 @@ class StreamMemory:
         self.slots = slots
         self._kept: dict[int, tuple[BEVMemory, list[str]]] = {}
 
-    def recall(self, batch: Batch, turn: int = 0) -> BEVMemory | None:
+    def memory_for(self, batch: Batch, turn: int = 0) -> BEVMemory | None:
         """The memory for a batch: forgotten where a slot is in another scene, before or long after it.
 
         Args:

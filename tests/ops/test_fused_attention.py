@@ -219,10 +219,10 @@ def test_points_without_a_place_sample_zero(bad: float) -> None:
     fused = deform_attn(**arguments)
     assert (fused[1] == 0).all()
     torch.testing.assert_close(fused, deform_attn_unfused(**arguments), rtol=2e-5, atol=2e-5)
-    of_value, of_offsets, of_logits, _ = gradients_of(arguments)
-    assert (of_offsets[1] == 0).all()
-    assert (of_logits[1] == 0).all()
-    assert of_value.isfinite().all()
+    value_gradient, offsets_gradient, logits_gradient, _ = gradients_of(arguments)
+    assert (offsets_gradient[1] == 0).all()
+    assert (logits_gradient[1] == 0).all()
+    assert value_gradient.isfinite().all()
 
 
 @needs_native

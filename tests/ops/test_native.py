@@ -198,8 +198,8 @@ problem = AttentionProblem(batch=1, queries=5, heads=8, channels=32, shapes=((19
 tensors = problem.tensors(torch.float32)
 old = [torch.full_like(tensors[0], 7.0) for _ in range(4)]
 del old  # wherever the gradient comes to lie
-of_value = outputs_and_gradients(problem.run, tensors, "native")[1]
-print(float((of_value - outputs_and_gradients(problem.run, tensors, "reference")[1]).abs().max()))
+value_gradient = outputs_and_gradients(problem.run, tensors, "native")[1]
+print(float((value_gradient - outputs_and_gradients(problem.run, tensors, "reference")[1]).abs().max()))
 """
 
 

@@ -183,7 +183,7 @@ def test_a_slot_left_out_keeps_its_frames_however_many_the_others_have() -> None
     first, second, third = fetched("vacate", 1, 3, 5), fetched("vacate", 2, 1, 3), fetched("vacate", 3, 2, 6)
     stream.remember(first, with_older(first, 2, 0.0))
     stream.remember(second, with_older(second, 0, 10.0))
-    recalled = stream.recall(third)
+    recalled = stream.memory_for(third)
     assert recalled is not None
     # Slot 1 goes on from sample 1, remembered in the second step; slot 2 from 5, of the first.
     assert recalled.timestamps_s.tolist() == [0.5, 2.5]
@@ -191,16 +191,16 @@ def test_a_slot_left_out_keeps_its_frames_however_many_the_others_have() -> None
     assert recalled.features[:, 0, 0, 0].tolist() == [11.0, 1.0]
     assert [frame.valid.tolist() for frame in recalled.older] == [[False, True], [False, True]]
     assert [float(frame.features[1, 0, 0, 0]) for frame in recalled.older] == [101.0, 201.0]
-    assert stream.recall(fetched("vacate", 3, 4)) is None
+    assert stream.memory_for(fetched("vacate", 3, 4)) is None
 
 
 def test_memory_of_a_run_that_begins_with_bad_samples() -> None:
     stream = StreamMemory(3)
     first = fetched("vacate", 3, 1, 4)
     stream.remember(fetched("vacate", 3, 4, 3), with_older(first, 0, 0.0))
-    assert stream.recall(first) is None, "a stand-in is not remembered"
+    assert stream.memory_for(first) is None, "a stand-in is not remembered"
     stream.remember(first, with_older(first, 1, 5.0))
-    recalled = stream.recall(fetched("vacate", 5, 2, 6))
+    recalled = stream.memory_for(fetched("vacate", 5, 2, 6))
     assert recalled is not None
     assert recalled.valid.tolist() == [False, True, False]
     assert recalled.features[1, 0, 0, 0] == 5.0

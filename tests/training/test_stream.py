@@ -115,19 +115,19 @@ def at(batch: Batch, *times_s: float) -> Batch:
 def test_memory_is_that_of_the_frame_before() -> None:
     model, stream = TinyModel(), StreamMemory(2)
     first, second = batch_of(3, 47), batch_of(4, 48)
-    assert stream.recall(first) is None
+    assert stream.memory_for(first) is None
     _, memory = model(first.frames, None)
     stream.remember(first, memory)
-    recalled = stream.recall(second)
+    recalled = stream.memory_for(second)
     assert recalled is not None
     assert recalled.valid.tolist() == [True, True]
     assert torch.equal(recalled.features, memory.features)
     assert not recalled.features.requires_grad
-    assert stream.recall(second, turn=1) is None, "another turn's slots"
+    assert stream.memory_for(second, turn=1) is None, "another turn's slots"
     stream.remember(batch_of(20, 41), model(batch_of(20, 41).frames, None)[1], turn=1)
-    assert torch.equal(stream.recall(second).features, memory.features)
+    assert torch.equal(stream.memory_for(second).features, memory.features)
     stream.forget()
-    assert stream.recall(second) is None
+    assert stream.memory_for(second) is None
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_memory_is_forgotten_elsewhere(index: int, time_s: float, remembers: boo
     """Next to a slot that goes on."""
     stream, before = StreamMemory(2), at(batch_of(3, 60), 1.5, 10.0)
     stream.remember(before, TinyModel()(before.frames, None)[1])
-    recalled = stream.recall(at(batch_of(index, 61), time_s, 10.5))
+    recalled = stream.memory_for(at(batch_of(index, 61), time_s, 10.5))
     assert recalled is not None
     assert recalled.valid.tolist() == [remembers, True]
 
@@ -159,18 +159,18 @@ def test_a_checkpoints_memory_goes_to_the_process_that_had_it(monkeypatch: pytes
         states += stream.state()
     alone = StreamMemory(2)
     alone.load_state(states)
-    assert alone.recall(batch_of(4, 48), turn=1) is None
+    assert alone.memory_for(batch_of(4, 48), turn=1) is None
     monkeypatch.setattr(stream_module, "world_size", lambda: 2)
     for rank, following in enumerate((batch_of(4, 48), batch_of(21, 61))):
         monkeypatch.setattr(stream_module, "rank", lambda rank=rank: rank)
         own, narrow = StreamMemory(2), StreamMemory(1)
         own.load_state(states)
         narrow.load_state(states)
-        recalled = own.recall(following, turn=1)
+        recalled = own.memory_for(following, turn=1)
         assert recalled is not None
         assert recalled.timestamps_s.tolist() == firsts[rank].frames.timestamps_s.tolist()
-        assert own.recall(following) is None
-        assert narrow.recall(batch_of(4), turn=1) is None
+        assert own.memory_for(following) is None
+        assert narrow.memory_for(batch_of(4), turn=1) is None
 
 
 @pytest.mark.parametrize("turns", [1, 2])

@@ -159,10 +159,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& output_gradien
       kernels.deform_attn_point_gradients(problem, of_output, gradients, begin, end);
     });
     const int64_t entries_of_map = sizes.batch > 0 ? arguments.entries() / sizes.batch + 1 : 1;
-    T* of_value = mutable_data_of<T>(value_gradient);
+    T* value_gradient_data = mutable_data_of<T>(value_gradient);
     for_map_shares(value_gradient, sizes.heads, entries_of_map * work_of_head, [&](const cpu::MapShare& share) {
       kernels.deform_attn_value_gradient(problem, of_output, gradients.weights, sorted.view(),
-                                         of_value, share);
+                                         value_gradient_data, share);
     });
   });
   return {value_gradient, offsets_gradient, logits_gradient, references_gradient};

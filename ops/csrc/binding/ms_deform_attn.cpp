@@ -86,12 +86,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
     const T* of_output = data_of<T>(gradient);
     T* of_locations = mutable_data_of<T>(locations_gradient);
     T* of_weights = mutable_data_of<T>(weights_gradient);
-    T* of_value = mutable_data_of<T>(value_gradient);
+    T* value_gradient_data = mutable_data_of<T>(value_gradient);
     share_out(arguments.rows(), arguments.work_of_row(), [&](int64_t begin, int64_t end) {
       kernels.ms_deform_attn_point_gradients(problem, of_output, of_locations, of_weights, begin, end);
     });
     for_map_shares(value_gradient, sizes.heads, sizes.queries * arguments.work_of_head(), [&](const cpu::MapShare& share) {
-      kernels.ms_deform_attn_value_gradient(problem, of_output, of_value, share);
+      kernels.ms_deform_attn_value_gradient(problem, of_output, value_gradient_data, share);
     });
   });
   return {value_gradient, locations_gradient, weights_gradient};

@@ -172,15 +172,15 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& output_gradient, const
   const Device device(value);
   const Tensor gradient =
       gradient_of_output(kName, output_gradient, value, {sizes.batch, sizes.queries, sizes.heads * sizes.channels});
-  const MapGradientTensors of_value(value, {sizes.batch, sizes.cells, sizes.heads, sizes.channels}, in_order);
+  const MapGradientTensors value_gradient(value, {sizes.batch, sizes.cells, sizes.heads, sizes.channels}, in_order);
   const bool is_zero = arguments.samples_nothing();
   Tensor of_locations =
       empty(locations, {sizes.batch, sizes.queries, sizes.heads, sizes.levels, sizes.points, 2}, is_zero);
   Tensor of_weights = empty(weights, {sizes.batch, sizes.queries, sizes.heads, sizes.levels, sizes.points}, is_zero);
-  if (is_zero) return {of_value.total, of_locations, of_weights};
-  require_started(kName, ms_deform_attn_backward(problem, gradient.data_ptr(), of_value.pointers(),
+  if (is_zero) return {value_gradient.total, of_locations, of_weights};
+  require_started(kName, ms_deform_attn_backward(problem, gradient.data_ptr(), value_gradient.pointers(),
                                                  of_locations.data_ptr(), of_weights.data_ptr(), device.stream()));
-  return {of_value.total, of_locations, of_weights};
+  return {value_gradient.total, of_locations, of_weights};
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward_at_once(const Tensor& output_gradient, const Tensor& value,
@@ -316,16 +316,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& output_gradien
   const Device device(value);
   const Tensor gradient =
       gradient_of_output(kName, output_gradient, value, {problem.rows, sizes.heads * sizes.channels});
-  Tensor of_value = zeros(value, {sizes.batch, sizes.cells, sizes.heads, sizes.channels});
+  Tensor value_gradient = zeros(value, {sizes.batch, sizes.cells, sizes.heads, sizes.channels});
   const bool is_zero = arguments.samples_nothing();
   Tensor of_offsets = empty(offsets, {problem.rows, offsets.size(1)}, is_zero);
   Tensor of_logits = empty(logits, {problem.rows, logits.size(1)}, is_zero);
   Tensor found = zeros(references, {of_references ? problem.entries : 0, problem.anchors, 2});
-  if (is_zero) return {of_value, of_offsets, of_logits, found};
-  require_started(kName, deform_attn_backward(problem, gradient.data_ptr(), of_value.data_ptr(),
+  if (is_zero) return {value_gradient, of_offsets, of_logits, found};
+  require_started(kName, deform_attn_backward(problem, gradient.data_ptr(), value_gradient.data_ptr(),
                                               of_offsets.data_ptr(), of_logits.data_ptr(),
                                               of_references ? found.data_ptr() : nullptr, device.stream()));
-  return {of_value, of_offsets, of_logits, found};
+  return {value_gradient, of_offsets, of_logits, found};
 }
 }  // namespace rows
 
