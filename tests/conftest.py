@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from bevperception.ops import backend
@@ -21,6 +22,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 KEYFRAME_VARIABLE = "BEVPERCEPTION_KEYFRAME"
+
+
+_THREADS = torch.get_num_threads()
+_THREADED = ("ops", "golden")
+"""Folders of tests in which PyTorch computes with as many threads as this machine gives it."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Compute with one thread but where threads are tested: several wait for each other at every tiny tensor.
+
+    Where cores are shared that takes most of the time. A hook, as it comes before fixtures of any scope.
+    """
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    torch.set_num_threads(_THREADS if folder in _THREADED else 1)
 
 
 @pytest.fixture(autouse=True)
