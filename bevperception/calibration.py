@@ -146,16 +146,16 @@ class EgoMotion:
         Args:
             channels: cameras whose exposures count.
         """
-        found = rigid_problem(self.ego_to_global)
-        if found:
-            return f"ego_to_global {found}"
+        problem = rigid_problem(self.ego_to_global)
+        if problem:
+            return f"ego_to_global {problem}"
         for channel in channels:
             pose = self.at_exposure.get(channel)
             if pose is None:
                 continue
-            found = rigid_problem(pose)
-            if found:
-                return f"ego_to_global at the exposure of {channel} {found}"
+            problem = rigid_problem(pose)
+            if problem:
+                return f"ego_to_global at the exposure of {channel} {problem}"
             shift_m = float((pose[:3, 3] - self.ego_to_global[:3, 3]).norm())
             if shift_m > MAX_EXPOSURE_SHIFT_M:
                 return f"the exposure of {channel} lies {shift_m:.4g} m away from the frame"

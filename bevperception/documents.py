@@ -120,18 +120,17 @@ def check_yaml_bounds(text: str) -> None:
             raise _refused(f"more than {MOST_NODES} values, aliases written out", event.start_mark)
 
 
-def read_yaml(path: Path, name: str, error: type[BevError] = ConfigError) -> Any:
+def read_yaml(path: Path, name: str) -> Any:
     """Plain values of a YAML file; see :func:`parse_yaml`.
 
     Args:
         path: file.
         name: what a message calls it.
-        error: raised for a mistake.
 
     Raises:
-        BevError: of the kind asked for, also when it is missing, no regular file, or no UTF-8 text.
+        ConfigError: for a mistake, also when it is missing, no regular file, or no UTF-8 text.
     """
-    return parse_yaml(read_text(path, name, MOST_YAML_BYTES, error), name, error)
+    return parse_yaml(read_text(path, name, MOST_YAML_BYTES, ConfigError), name)
 
 
 def read_json(
@@ -186,7 +185,7 @@ def read_text(path: Path, name: str, most_bytes: int, error: type[BevError] = Co
         raise error(f"{name} is not UTF-8 text") from None
 
 
-def _place(found: yaml.YAMLError) -> str:
-    mark = getattr(found, "problem_mark", None)
+def _place(mistake: yaml.YAMLError) -> str:
+    mark = getattr(mistake, "problem_mark", None)
     place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
-    return place + " ".join(str(getattr(found, "problem", None) or found).split())
+    return place + " ".join(str(getattr(mistake, "problem", None) or mistake).split())

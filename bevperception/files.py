@@ -197,9 +197,9 @@ def check_output_file(target: str | os.PathLike[str]) -> None:
 
 def _refuse_in_the_way(path: Path, wanted_folder: bool) -> None:
     if os.path.lexists(path) and path.is_dir() != wanted_folder:
-        there, wanted = ("a file", "folder") if wanted_folder else ("a folder", "file")
+        kind, wanted = ("a file", "folder") if wanted_folder else ("a folder", "file")
         raise OutputError(
-            f"{path} is {there} where a {wanted} will be written; remove it or choose another place"
+            f"{path} is {kind} where a {wanted} will be written; remove it or choose another place"
         )
 
 
@@ -243,8 +243,8 @@ def remove_leftovers(folder: Path) -> None:
         return
     _tidied.add(folder)
     with os.scandir(folder) as entries:
-        found = [Path(entry.path) for entry in entries if _PARTIAL.fullmatch(entry.name)]
-    for path in found:
+        partial = [Path(entry.path) for entry in entries if _PARTIAL.fullmatch(entry.name)]
+    for path in partial:
         with contextlib.suppress(OSError):  # another user's, or a disk without locks
             _remove_if_abandoned(path)
 

@@ -64,9 +64,9 @@ def check_shapes(frames: CameraFrames) -> None:
     cameras = frames.images.shape[1]
     wanted = {"bev_to_image": (1, cameras, 4, 4), "bev_to_global": (1, 4, 4), "timestamps_s": (1,)}
     for name, shape in wanted.items():
-        found = tuple(getattr(frames, name).shape)
-        if found != shape:
-            raise ValueError(f"{name} must be {shape} for images {tuple(frames.images.shape)}, got {found}")
+        given = tuple(getattr(frames, name).shape)
+        if given != shape:
+            raise ValueError(f"{name} must be {shape} for images {tuple(frames.images.shape)}, got {given}")
     mask = frames.camera_mask
     if mask is not None and (mask.dtype is not torch.bool or tuple(mask.shape) != (1, cameras)):
         raise ValueError(f"camera_mask must be (1, {cameras}) bool, got {tuple(mask.shape)} {mask.dtype}")
@@ -98,8 +98,8 @@ def check_values(frames: CameraFrames) -> None:
     if not bool(frames.timestamps_s.isfinite().all()):
         raise ValueError(f"the stamp must be a finite number of seconds, got {frames.timestamps_s.tolist()}")
     finite = frames.bev_to_image.isfinite().flatten(2).all(-1)
-    there = torch.ones_like(finite) if frames.camera_mask is None else frames.camera_mask.to(finite.device)
-    bad = (there & ~finite)[0].nonzero().flatten().tolist()
+    present = torch.ones_like(finite) if frames.camera_mask is None else frames.camera_mask.to(finite.device)
+    bad = (present & ~finite)[0].nonzero().flatten().tolist()
     if bad:
         raise ValueError(
             f"the projection bev_to_image of cameras {bad} is not finite: a calibration or a pose is not; "

@@ -70,10 +70,10 @@ def read_file(path: Path, most_bytes: int, name: str, error: Callable[[str], Bev
         # Without O_NONBLOCK the opening itself of a pipe waits until somebody writes into it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            found = os.fstat(descriptor)
-            _check_bounded(found, most_bytes, name, error)
+            status = os.fstat(descriptor)
+            _check_bounded(status, most_bytes, name, error)
             with open(descriptor, "rb", closefd=False) as file:
-                return file.read(found.st_size)
+                return file.read(status.st_size)
         finally:
             os.close(descriptor)
     except OSError as problem:
@@ -82,36 +82,35 @@ def read_file(path: Path, most_bytes: int, name: str, error: Callable[[str], Bev
         raise error(f"cannot read {name}: there is a NUL character in its path") from problem
 
 
-def has_file(path: Path, most_bytes: int, name: str, error: Callable[[str], BevError] = DataError) -> bool:
+def has_file(path: Path, most_bytes: int, name: str) -> bool:
     """Whether there is a file, before another library reads it whole.
 
     Args:
         path: of the file.
         most_bytes: that it may have.
         name: what messages call it, for example "map expansion maps/expansion/x.json".
-        error: to raise, made from its message.
 
     Raises:
-        BevError: of the kind asked for: it is larger, or a folder, a pipe or a device.
+        DataError: it is larger, or a folder, a pipe or a device.
     """
     try:
-        _check_bounded(path.stat(), most_bytes, name, error)
+        _check_bounded(path.stat(), most_bytes, name, DataError)
     except FileNotFoundError:
         return False
     except OSError as problem:
-        raise error(f"cannot read {name}: {problem.strerror}") from problem
+        raise DataError(f"cannot read {name}: {problem.strerror}") from problem
     return True
 
 
 def _check_bounded(
-    found: os.stat_result, most_bytes: int, name: str, error: Callable[[str], BevError]
+    status: os.stat_result, most_bytes: int, name: str, error: Callable[[str], BevError]
 ) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
         raise error(f"cannot read {name}: it is {kind}, not a file")
-    if found.st_size > most_bytes:
+    if status.st_size > most_bytes:
         raise error(
-            f"cannot read {name}: it has {found.st_size} bytes, more than the {most_bytes} allowed; "
+            f"cannot read {name}: it has {status.st_size} bytes, more than the {most_bytes} allowed; "
             "likely cause: the wrong file"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib.metadata
 import importlib.util
 import os
@@ -381,20 +382,24 @@ def part_of(dotted: str) -> str:
 
 
 def test_imports_point_one_way() -> None:
-    wrong, parts = [], set()
+    wrong: list[str] = []
+    beside: dict[str, set[str]] = {}
     for path in sorted((ROOT / "bevperception").rglob("*.py")):
         part = path.relative_to(ROOT / "bevperception").parts[0].removesuffix(".py")
+        same_floor = beside.setdefault(part, set())
         for name in imports_of(path):
             other = part_of(name)
             if part in LAYERS and LAYERS.get(other, -1) > LAYERS[part]:
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+            if other != part and LAYERS.get(other, -1) == LAYERS.get(part):
+                same_floor.add(other)
             if {part, other} == {"models", "data"}:
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
             if name.split(".")[0] in ROS_PACKAGES | {"tools", "ros2_ws", "tests"}:
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
-        parts.add(part)
     assert wrong == []
-    assert parts - {"__init__"} == set(LAYERS), "a part has no floor"
+    assert set(beside) - {"__init__"} == set(LAYERS), "a part has no floor"
+    graphlib.TopologicalSorter(beside).prepare()  # raises if parts of one floor import each other in a circle
 
 
 def test_functions_are_short_and_take_few_parameters() -> None:

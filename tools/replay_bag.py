@@ -81,7 +81,6 @@ class Replayer:
         self._node, self._playback, self._options = node, playback, options
         self._remaps = dict(remap.split(":=", 1) for remap in options.remap)
         self._publishers: dict[str, Any] = {}
-        self._unknown: set[str] = set()
         self._clock: Any = None
         self.sent: Counter[str] = Counter()
         self.worst_lag_s = 0.0

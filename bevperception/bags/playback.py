@@ -73,7 +73,7 @@ class Playback:
         self.length_s = _loop_length_s(self._messages, begin_ns)
 
     def clock_ns(self, time_s: float) -> int:
-        """What /clock says at a time since the beginning."""
+        """The time that /clock shows at a time since the beginning."""
         if not self.options.continuous:
             time_s %= self.length_s
         return int(self._begin_ns + round(time_s * 1e9))
@@ -101,7 +101,7 @@ class Playback:
 
 
 def _loop_length_s(messages: Sequence[tuple[int, str, str, bytes]], begin_ns: int) -> float:
-    """How long after a loop's beginning the next one begins: every camera goes on in its own period.
+    """Seconds from the beginning of a loop to that of the next: every camera goes on in its own period.
 
     Args:
         messages: (time in nanoseconds, topic, type, data) in order of time.

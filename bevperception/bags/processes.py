@@ -38,19 +38,19 @@ def environment(domain: int) -> dict[str, str]:
     }
 
 
-def remappings(cameras: Sequence[str] = CAMERA_NAMES, raw: bool = False) -> list[str]:
+def remappings(raw: bool) -> list[str]:
     """The node's arguments that connect its inputs to a scene bag's topics."""
     pairs = {"odometry": "/odometry", "sweep": "/sensors/sweep"}
-    for channel in cameras:
+    for channel in CAMERA_NAMES:
         name = channel.lower()
         for topic in ("camera_info", "image" if raw else "image/compressed"):
             pairs[f"{name}/{topic}"] = f"/sensors/{name}/{topic}"
-    return [part for own, bag in pairs.items() for part in ("-r", f"{NODE}/input/{own}:={bag}")]
+    return [part for name, topic in pairs.items() for part in ("-r", f"{NODE}/input/{name}:={topic}")]
 
 
 def node_command(parameters: Mapping[str, object], raw: bool = False) -> list[str]:
     """The command that starts the node on a scene bag's topics."""
-    command = [sys.executable, "-m", "bev_perception.main", "--ros-args", *remappings(raw=raw)]
+    command = [sys.executable, "-m", "bev_perception.main", "--ros-args", *remappings(raw)]
     for name, value in parameters.items():
         shown = str(value).lower() if isinstance(value, bool) else str(value)
         command += ["-p", f"{name}:={shown}"]
@@ -98,8 +98,8 @@ def _await(process: subprocess.Popen[bytes], log: Path, ready: str) -> None:
     end_s = time.monotonic() + _START_S
     while ready not in log.read_text(errors="replace"):
         if process.poll() is not None:
-            said = log.read_text(errors="replace").strip().splitlines()[-3:]
-            raise BevError("a process ended before it was ready:\n" + "\n".join(said))
+            last_lines = log.read_text(errors="replace").strip().splitlines()[-3:]
+            raise BevError("a process ended before it was ready:\n" + "\n".join(last_lines))
         if time.monotonic() > end_s:
             raise BevError(f"a process was not ready after {_START_S:.0f} s; see {log}")
         time.sleep(0.05)

@@ -92,7 +92,6 @@ class Annotations:
         vehicles: (k, 9) rows as of ``boxes``, of all ``vehicle.*``: those of them that are a detection class,
             and emergency vehicles. The other attributes say nothing of them.
         tokens: annotation tokens.
-        instance_tokens: tokens of the annotated objects, which last over a scene.
         attributes: nuScenes attribute names, '' where there is none.
         points: lidar plus radar points inside.
         visibility: nuScenes visibility level 1 to 4 (40, 60, 80 and 100 % visible at most), 0 if unknown.
@@ -101,7 +100,6 @@ class Annotations:
     boxes: Boxes3D
     vehicles: Tensor
     tokens: list[str]
-    instance_tokens: list[str]
     attributes: list[str]
     points: list[int]
     visibility: list[int]
@@ -284,7 +282,6 @@ class NuScenesReader:
             ),
             vehicles=values[vehicles],
             tokens=[r["token"] for r in records],
-            instance_tokens=[r["instance_token"] for r in records],
             attributes=[self._attribute(r) for r in records],
             points=[r["num_lidar_pts"] + r["num_radar_pts"] for r in records],
             visibility=[int(r["visibility_token"] or 0) for r in records],

@@ -120,11 +120,11 @@ def _instances(nusc: NuScenes, annotations: list[Record]) -> list[Record]:
     return [
         nusc.get("instance", token)
         | {
-            "nbr_annotations": len(own),
-            "first_annotation_token": own[0],
-            "last_annotation_token": own[-1],
+            "nbr_annotations": len(tokens),
+            "first_annotation_token": tokens[0],
+            "last_annotation_token": tokens[-1],
         }
-        for token, own in by_instance.items()
+        for token, tokens in by_instance.items()
     ]
 
 

@@ -207,7 +207,7 @@ class _Check:
                 faults[row] = self._fault(table, self.tables[table][row], field_name, rule)
 
     def _fault(self, table: str, record: Record, field_name: str, rule: Rule) -> str:
-        """A sentence, or that of the damaged record which this one refers to."""
+        """Describe a fault; of a link to a damaged record, that record's fault."""
         value = record.get(field_name, MISSING)
         if isinstance(value, str) and rule.table is not None:
             known = self._broken.get(rule.table, {}).get(value)
@@ -260,7 +260,7 @@ class _Check:
             losses.append(Loss(channel, sentence))
 
     def _cameras(self, records: Sequence[Record], faults: dict[int, str]) -> None:
-        """Which mounts are cameras; those need a matrix."""
+        """Tell cameras from other mounts; check that cameras have a matrix."""
         sensors = {record["token"]: record for record in self.tables["sensor"]}
         rule = intrinsics()
         for row, record in enumerate(records):
@@ -274,7 +274,7 @@ class _Check:
                 faults[row] = self._fault("calibrated_sensor", record, "camera_intrinsic", rule)
 
     def _pictures(self, rows: Sequence[int], faults: dict[int, str]) -> None:
-        """A camera's pictures have one size, which its matrix belongs to, and are no other sensor's files."""
+        """Check that a camera's pictures have one size, its matrix's, and are no other sensor's files."""
         table, tokens = "sample_data", self._column("sample_data", "token")
         sound = [row for row in rows if row not in faults]
         mounts = self._column(table, "calibrated_sensor_token")
@@ -301,7 +301,7 @@ class _Check:
                     )
 
     def _attributes(self, records: Sequence[Record], faults: dict[int, str]) -> None:
-        """A box of a detection class has at most one attribute, one that the devkit knows."""
+        """Check that a box of a detection class has at most one attribute, one that the devkit knows."""
         names = {r["token"]: r["name"] for r in self.tables["attribute"]}
         unknown = {token for token, known_as in names.items() if known_as not in ATTRIBUTE_NAMES}
         categories = {r["token"]: r["name"] for r in self.tables["category"]}
@@ -322,7 +322,7 @@ class _Check:
                 self.result.fatal.append(self._say("log", record["token"], "token", fault, _EDITED))
 
     def _scenes(self) -> None:
-        """Every scene is one chain of all of its samples, in order of time; else those are lost."""
+        """Check that every scene is one chain of its samples in order of time; else they are lost."""
         faults: dict[int, str] = {}
         for field_name, rule in CHAIN_RULES.items():
             self._find_faults("sample", field_name, rule, None, faults)
@@ -394,7 +394,7 @@ class _Check:
             )
 
     def _only_one(self, of: str, table: str, groups: Mapping[str, str] | None, fault: str) -> None:
-        """A sample has one key frame a sensor, and one box an object; the first stays."""
+        """Check that a sample has one key frame a sensor, and one box an object; the first stays."""
         records = self.tables[table]
         rows: Sequence[int] = range(len(records))
         which, samples = self._column(table, of), self._column(table, "sample_token")
@@ -414,7 +414,7 @@ class _Check:
         self._take_out(table, faults)
 
     def _links(self, table: str, of: str, groups: Mapping[str, str] | None) -> None:
-        """Links lead to the same sensor's or object's record before and after; others are cut."""
+        """Check that links lead to the same sensor's or object's record before and after; cut others."""
         records = self.tables[table]
         index = {token: row for row, token in enumerate(self._column(table, "token"))}
         index[""] = _NO_LINK

@@ -214,13 +214,13 @@ def time_us() -> Rule:
     return Rule(f"a time in microseconds, 0 to below {MAX_TIME_US}", holds, _NUMBERS)
 
 
-def vector(length: int, limit: float, unit: str = "metres") -> Rule:
-    """A list of finite numbers."""
+def vector(length: int, limit: float) -> Rule:
+    """A list of finite numbers in metres."""
 
     def holds(column: Sequence[Any]) -> bool:
         return bool((np.abs(_numbers(column, length)) <= limit).all())
 
-    return Rule(f"{length} finite numbers of at most {limit:.0e} {unit}", holds, _NUMBERS)
+    return Rule(f"{length} finite numbers of at most {limit:.0e} metres", holds, _NUMBERS)
 
 
 def quaternion() -> Rule:

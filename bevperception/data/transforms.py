@@ -113,7 +113,7 @@ class AugmentationDraw:
 
     @classmethod
     def plain(cls, cameras: int) -> AugmentationDraw:
-        """No augmentation at all."""
+        """The draw that changes nothing."""
         return cls(ImageDraw(), (Colour(),) * cameras, BEVDraw())
 
     @classmethod

@@ -167,7 +167,7 @@ def _forward(call: Call, tensors: Sequence[Tensor]) -> None:
 
 
 def _median_ms(function: Callable[[], object], device: torch.device, calls: int) -> float:
-    """By the device's own events on a GPU; two calls warm up."""
+    """Median duration of a call in milliseconds, by CUDA events on a GPU; two more calls warm up first."""
     samples: list[float] = []
     for _ in range(calls + 2):
         if device.type == "cuda":

@@ -12,7 +12,7 @@ from bevperception.streaming.settings import NodeSettings
 
 
 class Level(IntEnum):
-    """As diagnostic_msgs/DiagnosticStatus numbers them."""
+    """Severity of a status line, numbered as in diagnostic_msgs/DiagnosticStatus."""
 
     OK = 0
     WARN = 1

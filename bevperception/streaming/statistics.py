@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 import numpy as np
 
+WINDOW_S: Final = 10.0
+
 
 class Durations:
-    """Percentiles of the newest durations of one stage.
+    """Percentiles of the newest 200 durations of one stage."""
 
-    Args:
-        keep: so many are remembered.
-    """
-
-    def __init__(self, keep: int = 200) -> None:
-        self._values_ms: deque[float] = deque(maxlen=keep)
+    def __init__(self) -> None:
+        self._values_ms: deque[float] = deque(maxlen=200)
 
     def add(self, value_ms: float) -> None:
         """Add a duration in milliseconds."""
@@ -30,16 +29,10 @@ class Durations:
 
 
 class Rate:
-    """Events a second over a sliding window.
+    """Events a second, from the newest 100 events of the last :data:`WINDOW_S` seconds."""
 
-    Args:
-        keep: so many events are remembered.
-        window_s: older ones do not count.
-    """
-
-    def __init__(self, keep: int = 100, window_s: float = 10.0) -> None:
-        self._times_s: deque[float] = deque(maxlen=keep)
-        self._window_s = window_s
+    def __init__(self) -> None:
+        self._times_s: deque[float] = deque(maxlen=100)
 
     def add(self, now_s: float) -> None:
         """Count an event; ``now_s`` is of a monotonic clock."""
@@ -47,7 +40,7 @@ class Rate:
 
     def hz(self, now_s: float) -> float:
         """Events a second in the window; 0 with fewer than two."""
-        recent = [t for t in self._times_s if now_s - t <= self._window_s]
+        recent = [t for t in self._times_s if now_s - t <= WINDOW_S]
         if len(recent) < 2 or recent[-1] <= recent[0]:
             return 0.0
         return (len(recent) - 1) / (recent[-1] - recent[0])

@@ -43,7 +43,7 @@ class Evaluation(Callback):
         self._last_step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A step that was resumed from has been evaluated."""
+        """Remember the step that the run resumes from: it has been evaluated."""
         self._last_step = trainer.global_step
 
     def on_train_batch_end(

@@ -108,7 +108,7 @@ class StepCheckpoint(Checkpoint):
         self._saved_step = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A step that was resumed from has its checkpoint."""
+        """Remember the step that the run resumes from: it has its checkpoint."""
         self._saved_step = trainer.global_step
 
     def on_train_batch_end(

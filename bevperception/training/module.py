@@ -302,7 +302,7 @@ class TrainingModule(pl.LightningModule):
         return float(len(self.skipped))
 
     def _reach_all_parameters(self, total: Tensor) -> Tensor:
-        """The same loss, with every trainable parameter behind it.
+        """Connect the loss to every trainable parameter, without changing its value or its gradients.
 
         A part of the model may have had no part in this process's loss; DistributedDataParallel waits
         for its gradient all the same.

@@ -168,10 +168,10 @@ def _wanted_steps(run: Run, extra: Sequence[str]) -> int | None:
         training = read_config_files(run.config).values.get("training")
         wanted = training.get("steps") if isinstance(training, dict) else None
     wanted = run.options.get(STEPS_KEY, wanted)
-    for place, option in enumerate(extra):
-        name, found, value = option.partition("=")
+    for index, option in enumerate(extra):
+        name, equals, value = option.partition("=")
         if name == f"--{STEPS_KEY}":
-            wanted = value if found else "".join(extra[place + 1 : place + 2])
+            wanted = value if equals else "".join(extra[index + 1 : index + 2])
     try:
         return None if wanted is None else int(str(wanted))
     except ValueError:

@@ -42,7 +42,7 @@ def record(folder: Path, points: int = CURVE_POINTS) -> dict[str, Any]:
         "commit": card.get("commit"),
         "step": card.get("step"),
         "detection": _rounded(detection.get("overall", {})),
-        "ap": _rounded({name: found["ap"] for name, found in detection.get("classes", {}).items()}),
+        "ap": _rounded({name: values["ap"] for name, values in detection.get("classes", {}).items()}),
         "iou": _rounded(iou),
         "curve": curve(folder, points),
     }
@@ -87,7 +87,7 @@ def _rounded(numbers: dict[str, float | None]) -> dict[str, float | None]:
 
 
 def dump_record(content: dict[str, Any]) -> str:
-    """As JSON with one line a number or column, so that differences can be read."""
+    """Format a record as JSON with one line a number or column, so that differences can be read."""
     return "{\n" + ",\n".join(f"  {_dump(name, value)}" for name, value in content.items()) + "\n}\n"
 
 

@@ -188,7 +188,7 @@ def likely_device(accelerator: str) -> torch.device:
 
 
 def build_strategy(config: ExperimentConfig) -> str | Strategy:
-    """'auto' means one process, or DistributedDataParallel over several."""
+    """Choose Lightning's strategy; 'auto' is one process, or DistributedDataParallel over several."""
     training = config.training
     if training.strategy == "auto" and training.devices * training.nodes > 1:
         # Every parameter gets a gradient: see TrainingModule.training_step.
@@ -197,7 +197,10 @@ def build_strategy(config: ExperimentConfig) -> str | Strategy:
 
 
 def build_loggers(config: ExperimentConfig, out: Path) -> list[Logger]:
-    """CSV always; TensorBoard by setting, if it is installed. A resumed run gets a version of its own."""
+    """Build the loggers of a run: CSV always, TensorBoard by setting and if it is installed.
+
+    A resumed run gets a version of its own.
+    """
     csv = RunLogger(out, name=LOGS_FOLDER, flush_logs_every_n_steps=config.training.log_every)
     loggers: list[Logger] = [csv]
     if config.training.tensorboard and importlib.util.find_spec("tensorboard") is not None:

@@ -50,7 +50,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
             raise ValueError("a StreamSampler needs at least one sample, got none")
         self.scene_lengths, self.length, self.seed = list(scene_lengths), length, share.seed
         self.slots, self.turns = share.batch_size * share.world_size, turns
-        self.own = range(share.rank * share.batch_size, (share.rank + 1) * share.batch_size)
+        self.own_slots = range(share.rank * share.batch_size, (share.rank + 1) * share.batch_size)
         self.first_batch, self.batches = share.first_batch, share.batches
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
                 playing[slot] = (first - played, number)
                 heapq.heapreplace(free, (played + length, slot))
             if batch >= self.first_batch:
-                mine = playing[group * self.slots :][self.own.start : self.own.stop]
+                mine = playing[group * self.slots :][self.own_slots.start : self.own_slots.stop]
                 yield [(sample + played, number) for sample, number in mine]
 
     def _segments(self) -> Iterator[tuple[int, int]]:

@@ -203,18 +203,17 @@ def _ring_count(view: BEVView) -> int:
     return int(view.range_m // RING_STEP_M)
 
 
-def draw_ring_labels(image: Image, view: BEVView, text_px: int = 14) -> None:
+def draw_ring_labels(image: Image, view: BEVView) -> None:
     """Write each ring's distance beside its crossing with the forward axis.
 
     Args:
         image: (height, width, 3) uint8 RGB of the view's size, changed in place.
         view: what the image shows.
-        text_px: size of the type in pixels.
     """
     for ring in range(1, _ring_count(view) + 1):
         distance = ring * RING_STEP_M
         column, row = view.to_pixels(np.array([distance, 0.0]))
-        draw_text(image, f"{distance:.0f} m", (column + 5, row + 2), text_px, MUTED)
+        draw_text(image, f"{distance:.0f} m", (column + 5, row + 2), 14, MUTED)
 
 
 def draw_ego(image: Image, view: BEVView) -> None:

@@ -47,6 +47,8 @@ _PIXELS_PER_LINE_WIDTH: Final = 24.0
 """Small boxes get thinner lines: one pixel of width for so many pixels of drawn height."""
 
 _SUPERSAMPLING: Final = 2
+_GAP_PX: Final = 4
+"""Between the cells of :func:`camera_grid`."""
 
 
 def _frustum_planes(width: int, height: int, margin_px: float) -> tuple[FloatArray, FloatArray]:
@@ -103,10 +105,10 @@ def clip_polygon(corners: FloatArray, width: int, height: int, margin_px: float 
         value = points @ plane + offset
         kept: list[FloatArray] = []
         for i in range(len(points)):
-            here, there = value[i - 1], value[i]
-            if (here >= 0) != (there >= 0):
-                kept.append(points[i - 1] + (points[i] - points[i - 1]) * (here / (here - there)))
-            if there >= 0:
+            start, end = value[i - 1], value[i]
+            if (start >= 0) != (end >= 0):
+                kept.append(points[i - 1] + (points[i] - points[i - 1]) * (start / (start - end)))
+            if end >= 0:
                 kept.append(points[i])
         if not kept:
             return np.zeros((0, 2))
@@ -210,7 +212,6 @@ def _camera_cell(
     frame_to_image: Tensor | None,
     boxes: Boxes3D | None,
     size: tuple[int, int],
-    show_scores: bool,
 ) -> Image:
     """One camera of the grid, (height, width, 3): resized, mirrored if it looks back, with its boxes."""
     width, height = size
@@ -232,7 +233,7 @@ def _camera_cell(
     canvas: Image = np.ascontiguousarray(drawn, dtype=np.uint8)
     if boxes is not None and frame_to_image is not None:
         projection = to_drawn @ frame_to_image.detach().double().cpu()
-        draw_boxes(canvas, boxes, projection, thickness_px=3, show_scores=show_scores, text_px=28)
+        draw_boxes(canvas, boxes, projection, thickness_px=3, text_px=28)
     top, left = (height - inner_height) // 2, (width - inner_width) // 2
     cell[top : top + inner_height, left : left + inner_width] = cv2.resize(
         canvas, (inner_width, inner_height), interpolation=cv2.INTER_AREA
@@ -247,8 +248,6 @@ def camera_grid(
     boxes: Boxes3D | None = None,
     *,
     width: int = 1600,
-    gap_px: int = 4,
-    show_scores: bool = True,
 ) -> Image:
     """The cameras as one picture: front left, front, front right over back left, back, back right.
 
@@ -261,8 +260,6 @@ def camera_grid(
             camera without one gets no boxes.
         boxes: drawn into every image that sees them; None for none.
         width: of the picture in pixels.
-        gap_px: between the cells.
-        show_scores: write scores above the boxes.
 
     Returns:
         (height, width, 3) uint8 RGB.
@@ -272,15 +269,15 @@ def camera_grid(
         names = tuple(images)
         rows = tuple(names[i : i + 3] for i in range(0, len(names), 3))
     columns = 3
-    cell_width = (width - gap_px * (columns - 1)) // columns
+    cell_width = (width - _GAP_PX * (columns - 1)) // columns
     first = next(iter(images.values()), None)
     aspect = 9 / 16 if first is None else first.shape[0] / first.shape[1]
     cell_height = round(cell_width * aspect)
-    picture = np.full(((cell_height + gap_px) * len(rows) - gap_px, width, 3), BACKGROUND, dtype=np.uint8)
+    picture = np.full(((cell_height + _GAP_PX) * len(rows) - _GAP_PX, width, 3), BACKGROUND, dtype=np.uint8)
     for r, row in enumerate(rows):
         for c, name in enumerate(row):
             size = (cell_width, cell_height)
-            cell = _camera_cell(name, images.get(name), frame_to_image.get(name), boxes, size, show_scores)
-            top, left = r * (cell_height + gap_px), c * (cell_width + gap_px)
+            cell = _camera_cell(name, images.get(name), frame_to_image.get(name), boxes, size)
+            top, left = r * (cell_height + _GAP_PX), c * (cell_width + _GAP_PX)
             picture[top : top + cell_height, left : left + cell_width] = cell
     return picture

@@ -26,7 +26,7 @@ def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 @lru_cache(maxsize=1024)
 def _coverage(text: str, size_px: int) -> npt.NDArray[np.float32]:
-    """How much of each pixel the letters cover, in [0, 1]; the height is the same for every text."""
+    """Render a text: the share of each pixel that letters cover, in [0, 1]; all texts have one height."""
     font = _font(size_px)
     width = max(1, round(font.getlength(text)))
     height = round(size_px * 1.25)

@@ -42,7 +42,6 @@ class Camera:
     """
 
     def __init__(self, mount: CameraMount, image_size: tuple[int, int]) -> None:
-        self.mount = mount
         self.height, self.width = image_size
         self.intrinsics = mount.intrinsics(image_size)
         self.to_ego, self.position = mount.camera_to_ego()

@@ -1,4 +1,4 @@
-"""What kinds of things there are: categories, sizes and colours.
+"""Kinds of objects: categories, sizes and colours.
 
 Mean sizes are those of nuScenes' annotations by class, with a spread; colours are red, green, blue.
 """

@@ -78,7 +78,7 @@ class Scene:
         return frame * KEY_FRAME_PERIOD_US * 1e-6
 
     def noise_place(self, camera: int, index: int) -> tuple[int, int]:
-        """Which part of the noise pattern lies over a picture."""
+        """Draw the (row, column) at which the noise pattern is cut out for a picture."""
         rng = generator(self.config.seed, "noise", self.number, camera, index)
         row, column = rng.integers(0, NOISE_MARGIN + 1, 2).tolist()
         return row, column

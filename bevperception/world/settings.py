@@ -97,8 +97,8 @@ class WorldConfig:
         """
         names, val = list(self.scene_names), self._val_scenes
         train, held_out = names[: len(names) - val], names[len(names) - val :]
-        own = ("mini_train", "mini_val") if self.version == MINI_VERSION else (TRAIN_SPLIT, VAL_SPLIT)
-        return {own[0]: train, own[1]: held_out}
+        split_names = ("mini_train", "mini_val") if self.version == MINI_VERSION else (TRAIN_SPLIT, VAL_SPLIT)
+        return {split_names[0]: train, split_names[1]: held_out}
 
     @property
     def _val_scenes(self) -> int:
@@ -111,7 +111,7 @@ class WorldConfig:
         return min(wanted, self.scenes - 1)
 
     def record(self) -> dict[str, Any]:
-        """As plain JSON, for ``world.json`` and to tell one world from another."""
+        """The settings as plain JSON, for ``world.json`` and to tell one world from another."""
         return {"format": FORMAT, **asdict(self), "image_size": list(self.image_size)}
 
     @classmethod

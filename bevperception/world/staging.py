@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bevperception.world import ego as ego_car
 from bevperception.world.cast import Actor, Cast, actor_bounds, overlapping, state_times
-from bevperception.world.catalogue import KINDS, RIDDEN_HEIGHT_M, Colour, draw_colour, draw_size
+from bevperception.world.catalogue import KINDS, RIDDEN_HEIGHT_M, draw_colour, draw_size
 from bevperception.world.ego import EgoPath
 from bevperception.world.lidar import sweep
 from bevperception.world.markings import crossings
@@ -143,7 +143,7 @@ def _add_traffic(
     for kind in [kinds[k] for k in rng.permutation(len(kinds)).tolist()]:
         body = "truck" if kind == "truck with trailer" else kind
         for index, (lane, s) in enumerate(places):
-            if any(lane.index == other and abs(s - there) < GAP_M for other, there in taken):
+            if any(lane.index == other and abs(s - place) < GAP_M for other, place in taken):
                 continue
             if kind == "bicycle" and lane.place != town.roads[lane.road].lanes - 1:
                 continue
@@ -276,10 +276,9 @@ def make_actor(
     moving_name: str,
     rng: np.random.Generator,
     rider: bool = False,
-    colour: Colour | None = None,
 ) -> Actor:
     """An actor with a mesh; see :class:`Actor` and :func:`make_mesh`."""
-    paint = colour or draw_colour(KINDS[kind].colours, rng)
+    paint = draw_colour(KINDS[kind].colours, rng)
     return Actor(kind, size, paint, make_mesh(kind, size, paint, rider, rng), states, state_name, moving_name)
 
 

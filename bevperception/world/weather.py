@@ -13,7 +13,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Weather:
-    """How a scene is lit. Colours are blue, green, red, 0 to 255.
+    """Light and haze of a scene. Colours are blue, green, red, 0 to 255.
 
     Attributes:
         name: for the scene's description.

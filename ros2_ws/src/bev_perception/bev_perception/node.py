@@ -18,7 +18,7 @@ from bev_perception.inputs import Inputs
 from bev_perception.outputs import Outputs
 from bevperception.errors import BevError
 from bevperception.streaming import diagnostics
-from bevperception.streaming.loading import Loaded, load_predictor
+from bevperception.streaming.loading import load_predictor
 from bevperception.streaming.pipeline import Pipeline
 
 _POLL_S = 0.1
@@ -39,7 +39,6 @@ class BevPerceptionNode(LifecycleNode):
         super().__init__(name)
         self.settings = parameters.declare(self)
         self.problem = "not configured"
-        self._loaded: Loaded | None = None
         self._pipeline: Pipeline | None = None
         self._inputs: Inputs | None = None
         self._outputs: Outputs | None = None
@@ -68,7 +67,7 @@ class BevPerceptionNode(LifecycleNode):
             self.problem = f"configuring failed: {error}"
             self.get_logger().error(self.problem)
             return TransitionCallbackReturn.FAILURE
-        self._loaded, self._pipeline = loaded, pipeline
+        self._pipeline = pipeline
         self._outputs = Outputs(self, loaded.segmentation, self.settings.base_frame)
         self._inputs = Inputs(self, pipeline, self.settings, self._is_awake)
         if messages.Detection3DArray is None:
@@ -132,7 +131,7 @@ class BevPerceptionNode(LifecycleNode):
             self._inputs.destroy()
         if self._outputs is not None:
             self._outputs.destroy()
-        self._loaded = self._pipeline = self._inputs = self._outputs = None
+        self._pipeline = self._inputs = self._outputs = None
 
     # ------------------------------------------------------------ the worker thread
 
