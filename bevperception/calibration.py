@@ -191,6 +191,17 @@ class TimedPose:
         return pose_matrix(translation, torch.tensor(self.quaternion_wxyz, dtype=torch.float64))
 
 
+def is_pinhole(intrinsics: Tensor) -> bool:
+    """Whether a matrix projects as a pinhole camera does, with positive focal lengths.
+
+    Args:
+        intrinsics: (3, 3) camera frame to homogeneous pixels.
+    """
+    (fx, skew, _), (tilt, fy, _), last = intrinsics.tolist()
+    invertible = fx > 0 and fy > 0 and abs(fx * fy - skew * tilt) > 1e-9 * fx * fy
+    return bool(intrinsics.isfinite().all()) and last == [0.0, 0.0, 1.0] and invertible
+
+
 def _set(instance: object, **values: object) -> None:
     """Give a frozen dataclass its fields."""
     for name, value in values.items():
@@ -241,9 +252,7 @@ def _mounting(value: MatrixLike, name: str) -> Tensor:
 
 def _intrinsics(value: MatrixLike) -> Tensor:
     matrix = _matrix(value, "intrinsics", rigid=False)
-    (fx, skew, _), (tilt, fy, _), last = matrix.tolist()
-    invertible = fx > 0 and fy > 0 and abs(fx * fy - skew * tilt) > 1e-9 * fx * fy
-    if not bool(matrix.isfinite().all()) or last != [0.0, 0.0, 1.0] or not invertible:
+    if not is_pinhole(matrix):
         raise ValueError(
             "intrinsics must be finite, [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels with positive focal "
             f"lengths fx and fy, got {matrix.tolist()}"

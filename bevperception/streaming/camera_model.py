@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bevperception.calibration import is_pinhole
 from bevperception.errors import DataError
 from bevperception.geometry import is_valid_intrinsics
 
@@ -80,6 +81,14 @@ class CameraModel:
         self.size, self.intrinsics = _windowed(full, info)
         if not is_valid_intrinsics(self.intrinsics):
             raise CalibrationFault("camera info holds no calibration: its K (or P) is not invertible")
+        # What a CameraCalibration refuses must be known here, or every frame would fail with this camera.
+        if not is_pinhole(self.intrinsics):
+            raise CalibrationFault(
+                "camera info holds no calibration: its K (or P) is no pinhole camera's, with positive focal "
+                "lengths and the last row 0, 0, 1"
+            )
+        if min(self.size) < 1:
+            raise CalibrationFault("camera info bins its images or their region of interest to nothing")
         self.distorted = not rectified and any(value != 0.0 for value in info.d)
         if not self.distorted:
             return

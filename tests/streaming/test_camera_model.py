@@ -92,6 +92,10 @@ def test_region_and_binning_move_the_intrinsics() -> None:
     [
         (replace(PLAIN, width=0), {}, r"no image size \(0x240\)"),
         (replace(PLAIN, k=(0.0,) * 9), {}, "holds no calibration"),
+        (replace(PLAIN, k=(-K[0], *K[1:])), {}, "no pinhole camera's"),
+        (replace(PLAIN, k=(*K[:4], -K[4], *K[5:])), {}, "no pinhole camera's"),
+        (replace(PLAIN, k=(*K[:8], 1.0 + 1e-8)), {}, "no pinhole camera's"),
+        (replace(PLAIN, roi=(0, 0, 1, 1), binning=(2, 2)), {}, "region of interest to nothing"),
         (replace(PLAIN, k=(1.0, 2.0)), {}, "2 numbers in K, not 9"),
         (replace(PLAIN, p=()), {"rectified": True}, "0 numbers in P, not 12"),
         (PLUMB, {"undistort": False}, r"distorted \(plumb_bob\) and undistortion is switched off"),

@@ -247,6 +247,20 @@ def test_camera_info_may_come_late(tiny_nuscenes: Path) -> None:
     assert not result.masked
 
 
+def test_a_camera_with_an_impossible_calibration_is_masked(vehicle: Vehicle) -> None:
+    """One that the predictor would refuse with the whole frame."""
+    model = vehicle.pipeline._cameras["CAM_FRONT"].model
+    assert model is not None
+    k = model.info.k
+    vehicle.pipeline.add_camera_info("CAM_FRONT", replace(model.info, k=(-k[0], *k[1:])))
+    result = vehicle.send(vehicle.frames[0])
+    assert result is not None
+    assert result.perception is not None
+    assert set(result.masked) == {"CAM_FRONT"}
+    assert "no pinhole camera's" in result.masked["CAM_FRONT"]
+    assert vehicle.pipeline.health().cameras["CAM_FRONT"].state is CameraState.MASKED
+
+
 @pytest.mark.parametrize("back_s", [0.0, 60.0])
 def test_a_bag_that_starts_again_loses_nothing_and_resets_the_memory(vehicle: Vehicle, back_s: float) -> None:
     """Also one that jumps back farther than poses are kept."""
