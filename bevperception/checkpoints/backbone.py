@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bevperception.checkpoints.published import internimage_key
-from bevperception.checkpoints.tensors import converted, named_tensors, parts_of, some
+from bevperception.checkpoints.tensors import converted, count_tensors, named_tensors, parts_of, some
 from bevperception.checkpoints.torch_files import read_torch_file
 from bevperception.errors import CheckpointError
 from bevperception.models.backbones import internimage
@@ -117,7 +117,7 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
     aside: Counter[str] = Counter()
     for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
-            aside.update({str(k): n for k, v in content.items() if k != key and (n := _count(v))})
+            aside.update({str(k): n for k, v in content.items() if k != key and (n := count_tensors(v))})
             content = content[key]
     values = content.items() if isinstance(content, dict) else ()
     named = {k: v for k, v in values if isinstance(v, Tensor)}
@@ -130,20 +130,3 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
             aside.update(parts_of(name for name in named if not name.startswith(prefix)))
             return part, dict(aside)
     return named, dict(aside)
-
-
-def _count(value: object) -> int:
-    """Tensors in nested containers."""
-    count, waiting, seen = 0, [value], set[int]()
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, Tensor):
-            count += 1
-        elif id(item) in seen:  # a container may hold itself
-            continue
-        seen.add(id(item))
-        if isinstance(item, dict):
-            waiting.extend(item.values())
-        elif isinstance(item, (list, tuple)):
-            waiting.extend(item)
-    return count

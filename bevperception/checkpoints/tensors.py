@@ -63,17 +63,17 @@ def left_aside(parts: Mapping[str, int]) -> str:
     return ", ".join(f"{part} ({count})" for part, count in parts.items()) or "nothing"
 
 
-def converted(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Tensors in the dtypes of a model that they are to fill.
+def check_values(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+    """Refuse tensors that cannot be a model's weights, whatever their shapes.
 
     Args:
-        found: as read, each of the model's shape.
-        expected: the model's own, at least those found.
+        found: as read.
+        expected: the model's own, at least those found; only whether they are floating-point counts.
         where: the file, for messages.
 
     Raises:
         CheckpointError: numbers of another kind (whole, complex, Boolean, float8, quantised or sparse ones
-            for weights), NaN, infinity, or numbers that are too large for the model's dtype.
+            for weights), NaN or infinity.
     """
     wrong = [
         f"{name} is {_storage(tensor)}" for name, tensor in found.items() if not _fits(tensor, expected[name])
@@ -87,6 +87,37 @@ def converted(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where
     broken = [name for name, tensor in found.items() if not _is_finite(tensor)]
     if broken:
         raise CheckpointError(f"{where} holds NaN or infinite weights in {some(broken)}")
+
+
+def count_tensors(value: object) -> int:
+    """How many tensors nested containers hold."""
+    count, waiting, seen = 0, [value], set[int]()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Tensor):
+            count += 1
+        elif id(item) in seen:  # a container may hold itself
+            continue
+        seen.add(id(item))
+        if isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            waiting.extend(item)
+    return count
+
+
+def converted(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Tensors in the dtypes of a model that they are to fill.
+
+    Args:
+        found: as read, each of the model's shape.
+        expected: the model's own, at least those found.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: as :func:`check_values`, or numbers that are too large for the model's dtype.
+    """
+    check_values(found, expected, where)
     result = {name: tensor.to(expected[name].dtype) for name, tensor in found.items()}
     large = [n for n, tensor in result.items() if tensor is not found[n] and not _is_finite(tensor)]
     if large:

@@ -31,8 +31,13 @@ _FOREIGN = (
 )
 
 
-def read_torch_file(path: Path) -> object:
+def read_torch_file(path: Path, mmap: bool = False) -> object:
     """Plain containers, tensors and NumPy scalars of a file of ``torch.save``, on the CPU; no code runs.
+
+    Args:
+        path: of the file.
+        mmap: map the tensors from the disk instead of reading them, where the file's format allows it; their
+            memory is then the system's cache, and a file larger than the memory can be read.
 
     Raises:
         CheckpointError: it is missing, damaged or holds something else.
@@ -40,7 +45,8 @@ def read_torch_file(path: Path) -> object:
     try:
         _check_sizes(path)
         with torch.serialization.safe_globals(_READABLE):
-            content: object = torch.load(path, map_location="cpu", weights_only=True)
+            mapped = mmap and zipfile.is_zipfile(path)  # the format before PyTorch 1.6 cannot be mapped
+            content: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}") from None
     except (PermissionError, IsADirectoryError) as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,9 @@ from torch import Tensor, nn
 from bevperception.checkpoints.card import Card as Card
 from bevperception.checkpoints.card import card_from_json, card_from_values
 from bevperception.checkpoints.tensors import converted, named_tensors, parts_of, some
+from bevperception.checkpoints.official_file import read_official
+from bevperception.checkpoints.official_models import recognise
+from bevperception.checkpoints.origin import KEPT_PREFIX
 from bevperception.checkpoints.torch_files import read_torch_file
 from bevperception.config import ExperimentConfig
 from bevperception.config_io import ConfigSource, config_from_dict, config_to_dict, flatten
@@ -42,6 +46,11 @@ AVERAGE_KEY = "bevperception_average"
 """Key for the averaged weights by name; empty without averaging."""
 MODEL_PREFIX = "model."
 """Prefix of the model's parameters in a training checkpoint's ``state_dict``."""
+
+_BACKBONE_ALONE = (
+    "\nit holds a backbone alone: name it in model.backbone.weights, "
+    "or training.initial_parts=[backbone] beside training.initial_weights"
+)
 
 MEANINGS = ("detection.classes", "detection.yaw_convention", "perspective.classes", "segmentation.classes")
 """Settings that say what a part's outputs mean; its weights would fit under others."""
@@ -167,7 +176,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if lacking:
         raise CheckpointError(
             f"{path} is not a training checkpoint of this project: it has no {', '.join(lacking)}\n"
-            "weights of other projects cannot be read yet"
+            f"{_advice(Path(path))}"
         )
     plain: dict[str, Any] = checkpoint
     if isinstance(plain["global_step"], np.integer):
@@ -235,11 +244,16 @@ def check_fit(
     if missing or unexpected or reshaped:
         kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
         differences = "; ".join(f"{len(names)} {kind} ({some(names)})" for kind, names in kinds if names)
-        cause = _likely_cause(weights.card.config, config)
+        cause = _BACKBONE_ALONE if _is_backbone_alone(found, expected) else ""
+        cause = cause or _likely_cause(weights.card.config, config)
         raise CheckpointError(f"{weights.path} is of another architecture: {differences}{cause}")
     if config is not None:
         _check_meanings(parts_of(found), weights, config)
     return dict(found)
+
+
+def _is_backbone_alone(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+    return set(parts_of(found)) <= {"backbone", "neck"} < set(parts_of(expected))
 
 
 def _check_meanings(parts: Mapping[str, int], weights: Weights, config: ExperimentConfig) -> None:
@@ -337,7 +351,8 @@ def _read_safetensors(path: Path) -> Weights:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            names = [name for name in file.keys() if not name.startswith(KEPT_PREFIX)]  # noqa: SIM118
+            state = {name: file.get_tensor(name) for name in names}
     except PermissionError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
     except Exception as error:  # a damaged file, or one of strange dtypes, leads to errors of several types
@@ -345,13 +360,25 @@ def _read_safetensors(path: Path) -> Weights:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} was not written by this project: its metadata has no format {FORMAT!r}\n"
-            "weights of other projects cannot be read yet"
+            f"{_advice(path)}"
         )
     if "card" not in metadata:
         raise CheckpointError(
             f"{path} has no card in its metadata, so the model that it belongs to is unknown"
         )
     return Weights(state, card_from_json(metadata["card"], str(path)), path)
+
+
+def _advice(path: Path) -> str:
+    """What to do with a file that is not this project's."""
+    try:
+        title = recognise(read_official(path).state, str(path)).title
+    except CheckpointError:
+        return "it is no published checkpoint that can be converted either: see bevperception convert --help"
+    return (
+        f"it is the published {title}: convert it once, and use what comes out\n"
+        f"  bevperception convert {shlex.quote(str(path))} {shlex.quote(path.stem)}"
+    )
 
 
 def _likely_cause(there: Mapping[str, Any], here: ExperimentConfig | None) -> str:

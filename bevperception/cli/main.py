@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": ("bevperception.cli.evaluate", "evaluate weights on a split"),
     "predict": ("bevperception.cli.predict", "write predictions as a nuScenes submission"),
     "visualize": ("bevperception.cli.visualize", "draw samples and scenes: PNG or MP4"),
+    "convert": ("bevperception.cli.convert", "make weights of a published checkpoint, or the way back"),
     "benchmark": ("bevperception.cli.benchmark", "measure speed and memory"),
     "nuscenes-to-bag": ("bevperception.cli.nuscenes_to_bag", "write a scene as a rosbag2"),
     "evaluate-bag": ("bevperception.cli.evaluate_bag", "evaluate what the ROS 2 node published"),
