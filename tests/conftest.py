@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 # In the background (nohup, &) a shell ignores SIGINT, and every program that a test starts inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# PyTorch's cache of compiled kernels does not know for which instructions they are: one cache for each set.
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR",
+    f"{tempfile.gettempdir()}/bevperception-inductor-{os.getuid()}-{torch.backends.cpu.get_cpu_capability()}",
+)
 
 KEYFRAME_VARIABLE = "BEVPERCEPTION_KEYFRAME"
 

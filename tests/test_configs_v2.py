@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bevperception.checkpoints.published_v2 import model_key
+from bevperception.checkpoints.official_models import official_table
 from bevperception.config import ExperimentConfig
 from bevperception.config_io import load_config
 from bevperception.models.bevformer import BEVFormer
@@ -74,7 +74,8 @@ def test_published_names_and_shapes(setting: str) -> None:
     path = MANIFESTS / f"bevformerv2-r50-{setting.replace('_', '-')}-24ep.json"
     manifest = json.loads(path.read_text(encoding="utf-8"))
     model = build(load_config(v2_files(setting, "")))
-    published = {model_key(name): tuple(value[0]) for name, value in manifest["state_dict"].items()}
+    table = official_table("resnet50_caffe", None)
+    published = {table.to_own(name): tuple(value[0]) for name, value in manifest["state_dict"].items()}
     published.pop(None)
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     assert own == published

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bevperception.checkpoints.published import internimage_key
+from bevperception.checkpoints.official_names import internimage_table
 from bevperception.checkpoints.tensors import converted, count_tensors, named_tensors, parts_of, some
 from bevperception.checkpoints.torch_files import read_torch_file
 from bevperception.errors import CheckpointError
@@ -101,7 +101,7 @@ def _surplus_blocks(found: Iterable[str], expected: Iterable[str]) -> set[str]:
 
 def _own_name(name: str, variant: str) -> str:
     if variant in internimage.VARIANTS:
-        return internimage_key(name, internimage.VARIANTS[variant].post_norm)
+        return internimage_table(internimage.VARIANTS[variant].post_norm).to_own(name) or name
     return name
 
 

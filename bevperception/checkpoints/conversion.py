@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -30,26 +30,41 @@ _LAYER_SCALES = (".scale1", ".scale2")
 
 
 @dataclass(frozen=True)
-class Conversion:
-    """What a conversion did.
+class Match:
+    """A published model's tensors in their places.
 
     Attributes:
         model: the published model.
-        file: that it was read from.
-        path: of the new weights.
-        converted: how many tensors became weights.
-        kept: how many tensors of which published parts are no weights here and only kept for the way back.
-        classes: order of the detection classes; empty for a backbone alone.
+        config: that builds it here.
+        own: tensors by their names here.
+        kept: tensors by published name that are no weights here.
+        added: weights that the file does not have and that have one right value.
+        expected: all weights of the model, without values.
         notes: what else its user should know.
     """
 
     model: OfficialModel
+    config: ExperimentConfig
+    own: dict[str, Tensor]
+    kept: dict[str, Tensor]
+    added: dict[str, Tensor]
+    expected: dict[str, Tensor]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        match: the model and its tensors.
+        file: the published file.
+        path: of the new weights.
+    """
+
+    match: Match
     file: OfficialFile
     path: Path
-    converted: int
-    kept: dict[str, int]
-    classes: tuple[str, ...]
-    notes: list[str] = field(default_factory=list)
 
 
 def convert_official(
@@ -71,8 +86,35 @@ def convert_official(
         ConfigError: a configuration is wrong.
     """
     file = read_official(official, copy)
-    where = str(file.path)
-    model = recognise(file.state, where)
+    found = match_official(file, configs)
+    # A backbone's neck is of any shape, so nothing is expected of it but real numbers.
+    check_values(found.own, found.own | found.expected, str(file.path))
+    origin = Origin(
+        prefix=file.prefix,
+        # What goes back is the model: a reader of published files does not look for it under the average.
+        wrapper="model" if file.averaged and file.wrapper else file.wrapper,
+        parts=found.model.prefixes,
+        added=tuple(sorted(found.added)),
+    )
+    source = f"{file.path.name}: {found.model.title}"
+    card = Card(config_to_dict(found.config), averaged=file.averaged, source=source)
+    state = found.own | found.added | {KEPT_PREFIX + name: value for name, value in found.kept.items()}
+    path = _write(Path(out), state, card, origin)
+    return Conversion(found, file, path)
+
+
+def match_official(file: OfficialFile, configs: Sequence[str] = ()) -> Match:
+    """Find the model of published tensors and the place of each in it; values are not looked at.
+
+    Args:
+        file: as read.
+        configs: see :func:`convert_official`.
+
+    Raises:
+        CheckpointError: the tensors are of no known model, or do not fit its configuration.
+        ConfigError: a configuration is wrong.
+    """
+    model = recognise(file.state, str(file.path))
     config, notes = _config(model, file, configs)
     table = official_table(config.model.backbone.variant, model.prefixes)
     names = {name: table.to_own(name) for name in file.state}
@@ -81,19 +123,7 @@ def convert_official(
     expected = _expected(config, whole=model.prefixes is None)
     added = _missing_layer_scales(own, expected)
     _check(own | added, expected, model, file)
-    check_values(own, expected, where)
-    origin = Origin(
-        prefix=file.prefix,
-        # What goes back is the model: a reader of published files does not look for it under the average.
-        wrapper="model" if file.averaged and file.wrapper else file.wrapper,
-        parts=model.prefixes,
-        added=tuple(sorted(added)),
-    )
-    card = Card(config_to_dict(config), averaged=file.averaged, source=f"{file.path.name}: {model.title}")
-    state = own | added | {KEPT_PREFIX + name: value for name, value in kept.items()}
-    path = _write(Path(out), state, card, origin)
-    classes = tuple(config.model.detection.classes) if model.prefixes is None else ()
-    return Conversion(model, file, path, len(own), parts_of(kept), classes, notes)
+    return Match(model, config, own, kept, added, expected, notes)
 
 
 def convert_back(weights: str | Path, out: str | Path) -> int:
@@ -187,7 +217,8 @@ def _check(
     if report:
         raise CheckpointError(
             f"{file.path} looks like {model.title}, but does not fit it: {'; '.join(report)}\n"
-            "the file may be cut short, or of a variation of that model: then name its configuration with --config"
+            "the file may be cut short, or of a variation of that model: "
+            "then name its configuration with --config"
         )
 
 

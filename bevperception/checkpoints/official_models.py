@@ -101,7 +101,7 @@ def _unknown(state: Mapping[str, Tensor]) -> str:
     parts = ", ".join(list(parts_of(state))[:8])
     return (
         f"its parts are {parts}\n"
-        "known are BEVFormer tiny, small, base, BEVFormer v2 t1-base, t1, t2, t8, InternImage T to G and FCOS3D"
+        "known are BEVFormer tiny, small, base; BEVFormer v2 t1-base, t1, t2, t8; InternImage T to G; FCOS3D"
     )
 
 
@@ -116,7 +116,7 @@ def _bevformer(state: Mapping[str, Tensor], where: str) -> OfficialModel:
     if _is_internimage(backbone):
         other = (f"backbones/{_internimage_variant(backbone, where)}",)
     transformer = "pts_bbox_head.transformer."
-    if any(name.startswith("fcos3d_bbox_head.") or name.startswith(transformer + "fusion.") for name in state):
+    if any(name.startswith(("fcos3d_bbox_head.", transformer + "fusion.")) for name in state):
         setting = _v2_setting(state)
         configs, title = f"bevformer_v2_r50_{setting}", f"BEVFormer v2 {setting.replace('_', '-')}"
     elif any(name.startswith(transformer + "can_bus_mlp.") for name in state):
@@ -124,8 +124,8 @@ def _bevformer(state: Mapping[str, Tensor], where: str) -> OfficialModel:
         configs, title = f"bevformer_{size}", f"BEVFormer {size}"
     else:
         raise CheckpointError(
-            f"{where} has a BEVFormer head, but neither v1's can_bus_mlp nor v2's fcos3d_bbox_head or fusion\n"
-            "name its configuration with --config if it is a variation of one of them"
+            f"{where} has a BEVFormer head, but neither v1's can_bus_mlp nor v2's fcos3d_bbox_head or "
+            "fusion, so which model it is of is unknown"
         )
     return OfficialModel(title, (configs, *other))
 

@@ -1,8 +1,8 @@
 """Names of parameters in published checkpoints and in this project: one table, read in both directions.
 
-A rule is a pair of templates, the published name first; ``{}`` stands for a number. Templates that end with a
-dot are beginnings of names, the others whole names. The longest template that fits decides. Only names differ:
-no weight is changed in shape or value.
+A rule is a pair of templates, the published name first; ``{}`` stands for a number. Templates that end with
+a dot are beginnings of names, the others whole names. The longest template that fits decides. Only names
+differ: no weight is changed in shape or value.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ def _compiled(rules: Iterable[Rule]) -> list[tuple[re.Pattern[str], str]]:
         pattern = re.escape(source).replace(r"\{\}", _NUMBER)
         if source and not source.endswith("."):
             pattern += "$"
-        groups = iter(range(1, target.count("{}") + 1))
-        compiled.append((re.compile(pattern), re.sub(r"\{\}", lambda _: f"\\g<{next(groups)}>", target)))
+        for number in range(1, target.count("{}") + 1):
+            target = target.replace("{}", f"\\g<{number}>", 1)
+        compiled.append((re.compile(pattern), target))
     return compiled
 
 

@@ -42,7 +42,8 @@ def read_origin(path: Path) -> tuple[Origin, dict[str, Tensor]]:
     """The origin of weights and the published tensors that are kept beside them.
 
     Args:
-        path: weights as a file. Those that were not converted have the form of published files and nothing kept.
+        path: weights as a file. Those that were not converted have the form of published files, and nothing
+            is kept beside them.
 
     Raises:
         CheckpointError: the origin is damaged.

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from bevperception.checkpoints.card import Card as Card
 from bevperception.checkpoints.card import card_from_json, card_from_values
-from bevperception.checkpoints.tensors import converted, named_tensors, parts_of, some
 from bevperception.checkpoints.official_file import read_official
 from bevperception.checkpoints.official_models import recognise
 from bevperception.checkpoints.origin import KEPT_PREFIX
+from bevperception.checkpoints.tensors import converted, named_tensors, parts_of, some
 from bevperception.checkpoints.torch_files import read_torch_file
 from bevperception.config import ExperimentConfig
 from bevperception.config_io import ConfigSource, config_from_dict, config_to_dict, flatten
@@ -359,8 +359,7 @@ def _read_safetensors(path: Path) -> Weights:
         raise CheckpointError(f"{path} is damaged or not a safetensors file: {str(error)[:160]}") from None
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} was not written by this project: its metadata has no format {FORMAT!r}\n"
-            f"{_advice(path)}"
+            f"{path} was not written by this project: its metadata has no format {FORMAT!r}\n{_advice(path)}"
         )
     if "card" not in metadata:
         raise CheckpointError(

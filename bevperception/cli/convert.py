@@ -10,14 +10,14 @@ from bevperception.errors import importing
 
 with importing():
     from bevperception.checkpoints.conversion import Conversion, convert_back, convert_official
-    from bevperception.checkpoints.tensors import left_aside
+    from bevperception.checkpoints.tensors import left_aside, parts_of
     from bevperception.errors import CheckpointError
     from bevperception.processes import program_name
 
 _DESCRIPTION = (
-    "Convert a published checkpoint to weights of this project: BEVFormer tiny, small, base; BEVFormer v2 t1-base, "
-    "t1, t2, t8; InternImage T to G; FCOS3D's backbone. No code of the file runs. Which model it is of is seen by "
-    "its names."
+    "Convert a published checkpoint to weights of this project: BEVFormer tiny, small, base; BEVFormer v2 "
+    "t1-base, t1, t2, t8; InternImage T to G; FCOS3D's backbone. No code of the file runs. Which model it "
+    "is of is seen by its names."
 )
 
 
@@ -57,18 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 def _report(done: Conversion) -> None:
     """What became of every tensor, and what to do next."""
-    file, path = done.file, done.path
+    file, match, path = done.file, done.match, done.path
     copy = ", the moving average" if file.averaged else ""
-    print(f"{done.model.title}{copy}: {done.converted} tensors converted, 0 missing, 0 left over")
-    if done.kept:
-        print(f"kept for the way back only, no weights here: {left_aside(done.kept)}")
+    print(f"{match.model.title}{copy}: {len(match.own)} tensors converted, 0 missing, 0 left over")
+    if match.kept:
+        print(f"kept for the way back only, no weights here: {left_aside(parts_of(match.kept))}")
     if file.left_out:
         print(f"not taken from the file: {left_aside(file.left_out)}")
-    for note in done.notes:
+    for note in match.notes:
         print(f"note: {note}")
     print(f"wrote {path} ({path.stat().st_size / 1e6:.0f} MB)")
-    if done.classes:
-        print(f"classes: {', '.join(done.classes)}")
+    if match.model.prefixes is None:
+        print(f"classes: {', '.join(match.config.model.detection.classes)}")
         print(f"evaluate it: bevperception evaluate --weights {path} --data.root FOLDER")
     else:
         print(f"start a model from it: bevperception train ... --model.backbone.weights {path}")

@@ -52,10 +52,14 @@ class Case:
         """All ``param.*`` by their published names."""
         return {k[len("param.") :]: self.array(k) for k in self.arrays if k.startswith("param.")}
 
-    def load_into(self, module: nn.Module, rename: Callable[[str], str], skip: Iterable[str] = ()) -> None:
+    def load_into(
+        self, module: nn.Module, rename: Callable[[str], str | None], skip: Iterable[str] = ()
+    ) -> None:
         """Load the published parameters under the project's names; every key must be used on both sides."""
         state = {
-            rename(k): v for k, v in self.parameters().items() if not k.startswith(tuple(skip) or ("\0",))
+            str(rename(k)): v
+            for k, v in self.parameters().items()
+            if not k.startswith(tuple(skip) or ("\0",))
         }
         module.to(self.dtype).load_state_dict(state, strict=True)
 
@@ -90,7 +94,7 @@ class Case:
         outputs: Mapping[str, Tensor],
         inputs: Mapping[str, Tensor],
         module: nn.Module | None = None,
-        rename: Callable[[str], str] = lambda name: name,
+        rename: Callable[[str], str | None] = lambda name: name,
     ) -> None:
         """Backpropagate sum(output * cotangent) and compare every stored gradient.
 
@@ -109,7 +113,7 @@ class Case:
                 gradient = inputs[key[len("gin.") :]].grad
             elif key.startswith("gparam."):
                 # A part that is switched off has no parameters here; its expected gradient is zero.
-                parameter = own.get(rename(key[len("gparam.") :]))
+                parameter = own.get(str(rename(key[len("gparam.") :])))
                 gradient = None if parameter is None else parameter.grad
             else:
                 continue

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from bevperception.checkpoints.published import fpn_key, internimage_key
+from bevperception.checkpoints.official_names import DCNV3, internimage_table
+from bevperception.checkpoints.official_names import FPN as FPN_NAMES
 from bevperception.models.backbones.internimage import DCNv3, DCNv3Settings, InternImage, InternImageSpec
 from bevperception.models.backbones.layers import Activation, Norm
 from bevperception.models.backbones.resnet import ResNet, ResNetSpec
@@ -81,12 +82,12 @@ def dcnv3_module(case: Case) -> None:
             activation=ACTIVATIONS[kwargs.get("act_layer", "GELU")],
         ),
     )
-    case.load_into(module, internimage_key)
+    case.load_into(module, DCNV3.to_own)
     module.train(case.meta.get("train", False))
     features = case.input("input")
     out = module(features)
     case.check("out.out", out)
-    case.check_gradients({"out": out}, {"input": features}, module, internimage_key)
+    case.check_gradients({"out": out}, {"input": features}, module, DCNV3.to_own)
 
 
 @adapter("internimage", uses_ops=True)
@@ -99,8 +100,10 @@ def internimage(case: Case) -> None:
         checkpointing=kwargs.get("with_cp", False),
     )
 
+    table = internimage_table(spec.post_norm)
+
     def rename(key: str) -> str:
-        return internimage_key(key, spec.post_norm)
+        return str(table.to_own(key))
 
     case.load_into(model, rename, skip=unused_keys(list(case.parameters()), spec, len(model.stages)))
     model.train(case.meta.get("train", False))
@@ -151,12 +154,12 @@ def fpn(case: Case) -> None:
         levels,
         relu_before_extra=cfg.get("relu_before_extra_convs", False),
     )
-    case.load_into(model, fpn_key)
+    case.load_into(model, FPN_NAMES.to_own)
     inputs = {f"x_{i}": case.input(f"x_{i}") for i in range(len(cfg["in_channels"]))}
     outputs = {f"level{i}": x for i, x in enumerate(model([inputs[f"x_{i}"] for i in used]))}
     _check_all(case, outputs)
     if any(key.startswith("cot.") for key in case.arrays):
-        case.check_gradients(outputs, inputs, model, fpn_key)
+        case.check_gradients(outputs, inputs, model, FPN_NAMES.to_own)
 
 
 def _check_all(case: Case, outputs: Mapping[str, torch.Tensor]) -> None:

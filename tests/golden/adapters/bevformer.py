@@ -7,12 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bevperception.checkpoints.published_transformer import (
-    decoder_key,
-    encoder_key,
-    head_key,
-    transformer_key,
-)
+from bevperception.checkpoints.official_names import DECODER, ENCODER, HEAD, TRANSFORMER
 from bevperception.config_model import BEVConfig, DetectionConfig
 from bevperception.geometry import BEVGrid
 from bevperception.models.bev.alignment import published_shift, rotate_bev
@@ -211,7 +206,7 @@ def build_encoder(cfg: Config, rows: int, columns: int) -> BEVEncoder:
 def run_encoder(case: Case) -> None:
     meta = case.meta
     module = build_encoder(meta["cfg"], meta["bev_h"], meta["bev_w"]).eval()
-    case.load_into(module, encoder_key)
+    case.load_into(module, ENCODER.to_own)
     names = ["bev_query", "value", "bev_pos"] + (["prev_bev"] if case.has("in.prev_bev") else [])
     inputs = {name: case.input(name) for name in names}
     previous = None
@@ -226,7 +221,7 @@ def run_encoder(case: Case) -> None:
     out = module(queries, position, cameras, previous)
     case.check("out.out", out)
     if any(key.startswith("cot.") for key in case.arrays):
-        case.check_gradients({"out": out}, inputs, module, encoder_key)
+        case.check_gradients({"out": out}, inputs, module, ENCODER.to_own)
 
 
 def build_decoder(cfg: Config) -> DetectionDecoder:
@@ -264,7 +259,7 @@ class _DecoderWithBranches(nn.Module):
 
     @staticmethod
     def rename(name: str) -> str:
-        return name if name.startswith("reg_branches.") else "decoder." + decoder_key(name)
+        return name if name.startswith("reg_branches.") else f"decoder.{DECODER.to_own(name)}"
 
 
 @adapter("decoder", uses_ops=True)
@@ -367,7 +362,7 @@ class _Transformer(nn.Module):
     def rename(name: str) -> str:
         if name.startswith("reg_branches."):
             return name.replace("reg_branches.", "detection.regression.", 1)
-        return transformer_key(name)
+        return str(TRANSFORMER.to_own(name))
 
 
 @adapter("transformer", uses_ops=True)
@@ -467,7 +462,7 @@ class _Head(nn.Module):
 def run_head(case: Case) -> None:
     cfg = case.meta["cfg"]
     module = _Head(case, cfg).eval()
-    case.load_into(module, lambda name: str(head_key(name)), skip=["code_weights"])
+    case.load_into(module, lambda name: str(HEAD.to_own(name)), skip=["code_weights"])
     _without_unused(module.bev_transformer, cfg["transformer"])
     count = sum(key.startswith("in.feat_") for key in case.arrays)
     features = [case.input(f"feat_{i}") for i in range(count)]
@@ -494,7 +489,7 @@ def run_head(case: Case) -> None:
     if any(key.startswith("cot.") for key in case.arrays):
         tensors = {"all_cls_scores": outputs.class_logits, "all_bbox_preds": outputs.box_codes}
         inputs = {f"feat_{i}": f for i, f in enumerate(features)}
-        case.check_gradients(tensors, inputs, module, lambda name: str(head_key(name)))
+        case.check_gradients(tensors, inputs, module, lambda name: str(HEAD.to_own(name)))
 
 
 CODEC = BoxCodec("mmdet3d_0.17")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bevperception.checkpoints.published_transformer import fusion_key, head_key, transformer_key
+from bevperception.checkpoints.official_names import FUSION, HEAD, TRANSFORMER
 from bevperception.geometry import BEVGrid
 from bevperception.models.bev.alignment import sample_bilinear
 from bevperception.models.bev.fusion import FusionNetwork
@@ -40,12 +40,12 @@ def run_fusion(case: Case) -> None:
     kwargs, frames = meta["kwargs"], meta["num_frames"]
     channels = kwargs["out_channels"]
     module = published_fusion(channels, frames, kwargs["inter_channels"], kwargs["num_layer"])
-    case.load_into(module, fusion_key)
+    case.load_into(module, FUSION.to_own)
     module.train(meta["train"])
     inputs = {f"x_{i}": case.input(f"x_{i}") for i in range(frames)}
     out = module(list(inputs.values()), [], frames - 1).flatten(2).transpose(1, 2)
     case.check("out.out", out)
-    case.check_gradients({"out": out}, inputs, module, fusion_key)
+    case.check_gradients({"out": out}, inputs, module, FUSION.to_own)
 
 
 @adapter("group_mha")
@@ -148,7 +148,7 @@ class _TransformerV2(_BEVPart):
     def rename(name: str) -> str:
         if name.startswith("reg_branches."):
             return name.replace("reg_branches.", "detection.regression.", 1)
-        return transformer_key(name)
+        return str(TRANSFORMER.to_own(name))
 
 
 @adapter("transformerV2", uses_ops=True)
@@ -199,7 +199,7 @@ class _GroupHead(_BEVPart):
 def run_head_groupdetr(case: Case) -> None:
     cfg = case.meta["cfg"]
     module = _GroupHead(case)
-    case.load_into(module, lambda name: str(head_key(name)), skip=["code_weights"])
+    case.load_into(module, lambda name: str(HEAD.to_own(name)), skip=["code_weights"])
     features = [case.input(f"feat_{i}") for i in range(sum(k.startswith("in.feat_") for k in case.arrays))]
     position = module.bev_position(cfg["bev_h"], cfg["bev_w"])
     for mode in ("eval", "train"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bevperception.checkpoints.published_perspective import perspective_key
+from bevperception.checkpoints.official_names import PERSPECTIVE
 from bevperception.geometry import rotation_from_quaternion
 from bevperception.models.heads.perspective.camera import CameraBoxes
 from bevperception.models.heads.perspective.codec import PerspectiveCodec, flatten
@@ -125,7 +125,7 @@ def run_dd3d(case: Case) -> None:
     kwargs = case.meta["kwargs"]
     module = build_head(case, kwargs)
     buffers = ["fcos3d_head.mean_depth_per_level", "fcos3d_head.std_depth_per_level"]
-    case.load_into(module, perspective_key, skip=buffers)
+    case.load_into(module, PERSPECTIVE.to_own, skip=buffers)
     features = {
         name.removeprefix("in."): case.input(name.removeprefix("in."))
         for name in case.arrays
@@ -206,4 +206,4 @@ def _check_training(case, module, codec, features, targets, inverse, places) -> 
         if key.startswith("gin."):
             case.check(key, features[key.removeprefix("gin.")].grad)
         elif key.startswith("gparam."):
-            case.check(key, parameters[perspective_key(key.removeprefix("gparam."))].grad)
+            case.check(key, parameters[PERSPECTIVE.to_own(key.removeprefix("gparam."))].grad)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from bevperception.checkpoints.published import fpn_key, internimage_key
+from bevperception.checkpoints.official_names import FPN as FPN_NAMES
+from bevperception.checkpoints.official_names import internimage_table
 from bevperception.models.backbones import internimage, resnet
 from bevperception.models.backbones.internimage import InternImage, InternImageSpec
 from bevperception.models.backbones.resnet import ResNet
@@ -49,7 +50,7 @@ def test_detection_backbone(size: str) -> None:
     assert spec == internimage_spec(published["kwargs"])
     model = build(spec)
     renamed = {
-        internimage_key(key, spec.post_norm): tuple(shape)
+        internimage_table(spec.post_norm).to_own(key): tuple(shape)
         for key, (shape, _) in published["state_dict"].items()
     }
     assert len(renamed) == published["num_keys"]
@@ -71,7 +72,7 @@ def test_classification_model(name: str) -> None:
     head = {k: v for k, v in published["state_dict"].items() if k.startswith(CLASSIFICATION_HEAD)}
     assert head
     renamed = {
-        internimage_key(key, spec.post_norm): tuple(shape)
+        internimage_table(spec.post_norm).to_own(key): tuple(shape)
         for key, (shape, _) in published["state_dict"].items()
         if key not in head
     }
@@ -126,7 +127,7 @@ def test_fpn_of_published_models(name: str, in_channels: list[int], levels: int)
     published = manifest(name)
     prefix = "img_neck."
     expected = {
-        fpn_key(key.removeprefix(prefix)): tuple(shape)
+        FPN_NAMES.to_own(key.removeprefix(prefix)): tuple(shape)
         for key, (shape, _) in published["state_dict"].items()
         if key.startswith(prefix)
     }
