@@ -17,6 +17,10 @@ TRAINING_SETTINGS: Final = (
     *("training.devices", "training.initial_weights"),
 )
 """What people change when a model is trained."""
+HISTORY_HELP: Final = (
+    "how a published BEVFormer v2 sees past frames: encoded anew in the current frame as published, the "
+    "default, or warped as on a vehicle"
+)
 
 
 class ShowAll(argparse.Action):

@@ -40,8 +40,8 @@ def program_name(command: str) -> str:
         ``tools/x.py`` where that is what the user has started, ``bevperception x`` otherwise.
     """
     started = Path(sys.argv[0])
-    if started.name == f"{command}.py" and started.absolute().parent.name == "tools":
-        return f"tools/{command}.py"
+    if started.stem in (command, f"{command}_checkpoint") and started.absolute().parent.name == "tools":
+        return f"tools/{started.name}"
     return f"bevperception {command.replace('_', '-')}"
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from bevperception.errors import USAGE_EXIT_CODE, BevError, importing
 
 with importing():
     from bevperception.checkpoints.weights import config_inside, load_model, read_weights
-    from bevperception.config_help import INFERENCE_SETTINGS
+    from bevperception.config_help import HISTORY_HELP, INFERENCE_SETTINGS
     from bevperception.config_io import ConfigParser
     from bevperception.distributed import is_first_process
     from bevperception.files import output_folder
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         "--weights", type=str, required=True, metavar="PATH", help="weights, run folder or .ckpt"
     )
     parser.add_argument("--split", type=str, metavar="NAME", help="split; default: data.val_split")
+    parser.add_argument("--history", type=Literal["published", "warped"] | None, help=HISTORY_HELP)
     parser.add_argument("--out", type=str, required=True, metavar="FOLDER", help="for results and metrics")
     config, options = parser.parse_experiment(argv, fallback=config_inside, fallback_options=("weights",))
     with importing():
@@ -40,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             device = launch(config.training)
             model = load_model(read_weights(options.weights), config)
             reader = NuScenesReader(config.data)
-            evaluator = SplitEvaluator(config, reader, options.split or config.data.val_split)
+            evaluator = SplitEvaluator(
+                config, reader, options.split or config.data.val_split, options.history
+            )
             evaluator(model, device, out)
     except BevError:
         if not is_first_process():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from bevperception.errors import importing
 
 with importing():
     from bevperception.checkpoints.weights import config_inside, load_model, read_weights
-    from bevperception.config_help import INFERENCE_SETTINGS
+    from bevperception.config_help import HISTORY_HELP, INFERENCE_SETTINGS
     from bevperception.config_io import ConfigParser
     from bevperception.files import output_folder
     from bevperception.processes import program_name
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument(
         "--segmentation", type=bool, default=False, help="write BEV probabilities as .npz too"
     )
+    parser.add_argument("--history", type=Literal["published", "warped"] | None, help=HISTORY_HELP)
     parser.add_argument("--out", type=str, required=True, metavar="FOLDER", help="for the results")
     config, options = parser.parse_experiment(argv, fallback=config_inside, fallback_options=("weights",))
     with importing():
@@ -49,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         config.training.devices = config.training.nodes = 1
         model = load_model(read_weights(options.weights), config)
         device = launch(config.training)
-        path = write_predictions(model, config, reader, chosen, device, out, options.segmentation)
+        path = write_predictions(
+            model, config, reader, chosen, device, out, options.segmentation, options.history
+        )
     print(f"wrote {path}")
     return None

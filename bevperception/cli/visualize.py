@@ -23,6 +23,7 @@ with importing():
     from bevperception.data.dataset import build_dataset
     from bevperception.data.nuscenes import NuScenesReader
     from bevperception.evaluation.devices import launch
+    from bevperception.evaluation.history import with_history
     from bevperception.evaluation.predictions import ChosenSamples, choose_samples
     from bevperception.evaluation.runner import perceive
     from bevperception.evaluation.submission import read_submission
@@ -139,6 +140,7 @@ def perceived(
     """
     config.training.devices = config.training.nodes = 1
     model = load_model(read_weights(weights), config)
+    model = with_history(model, config.model)
     predictor = StreamingPredictor(model, launch(config.training), config.training.precision)
     dataset = build_dataset(reader, config, chosen.scenes, training=False)
     heads = config.model

@@ -17,6 +17,7 @@ from bevperception.data.dataset import build_dataset
 from bevperception.data.nuscenes import NuScenesReader, SceneRecord
 from bevperception.errors import ConfigError, DataError
 from bevperception.evaluation.detection import RESULTS_FILE
+from bevperception.evaluation.history import History, with_history
 from bevperception.evaluation.runner import perceive
 from bevperception.evaluation.submission import SubmissionBox, submission_boxes, write_submission
 from bevperception.files import write_bytes
@@ -79,6 +80,7 @@ def write_predictions(
     device: torch.device,
     folder: Path,
     segmentation: bool = False,
+    history: History | None = None,
 ) -> Path:
     """Predict and write ``results_nusc.json``, and ``segmentation/TOKEN.npz`` if asked for.
 
@@ -91,6 +93,7 @@ def write_predictions(
         folder: for the files.
         segmentation: write probabilities (classes, rows, columns) float16 with their class names and
             range in metres (BEV frame, row 0 at y_min, column 0 at x_min).
+        history: see :func:`~bevperception.evaluation.history.with_history`.
 
     Returns:
         The submission's path.
@@ -105,6 +108,7 @@ def write_predictions(
     for token in chosen.wanted:
         check_name(token, "sample token")  # before the work, as files are named after them
     dataset = build_dataset(reader, config, chosen.scenes, training=False)
+    model = with_history(model, config.model, history)
     predictor = StreamingPredictor(model, device, config.training.precision)
     results: dict[str, list[SubmissionBox]] = {token: [] for token in chosen.wanted}
     skipped: dict[str, str] = {}

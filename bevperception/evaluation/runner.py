@@ -27,6 +27,7 @@ from bevperception.evaluation.detection import (
     class_range_by_name,
     evaluate_detection,
 )
+from bevperception.evaluation.history import History, with_history
 from bevperception.evaluation.segmentation import SegmentationMetric, SegmentationResult
 from bevperception.evaluation.submission import SubmissionBox, submission_boxes
 from bevperception.files import write_json
@@ -158,14 +159,21 @@ class SplitEvaluator:
         config: of the run; the model's heads and the data are used.
         reader: open tables.
         split: predefined, or named in splits.json.
+        history: see :func:`~bevperception.evaluation.history.with_history`.
 
     Raises:
         ConfigError: if no such split exists.
         DataError: if none of its scenes is in the tables, or the split has no ground truth.
     """
 
-    def __init__(self, config: ExperimentConfig, reader: NuScenesReader, split: str) -> None:
-        self.config, self.reader, self.split = config, reader, split
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        reader: NuScenesReader,
+        split: str,
+        history: History | None = None,
+    ) -> None:
+        self.config, self.reader, self.split, self.history = config, reader, split, history
         self.dataset = build_dataset(reader, config, split, training=False)
         if needs_annotations(config.model):
             require_ground_truth_to_evaluate(reader, split, self.dataset.tokens, class_range_by_name())
@@ -184,6 +192,7 @@ class SplitEvaluator:
         Raises:
             BevError: in every process, what the first of them met.
         """
+        model = with_history(model, self.config.model, self.history)
         predictor = StreamingPredictor(model, device, self.config.training.precision)
         boxes: dict[str, list[SubmissionBox]] = {}
         metric = SegmentationMetric(self.config.model.segmentation.classes)

@@ -87,7 +87,17 @@ class BEVFormer(nn.Module):
             outputs, and the memory for the next frame. The memory carries gradients; detach it
             (``memory.detach()``) to train through the current frame only.
         """
-        features = self.image_features(frames)
+        return self.perceive(self.image_features(frames), frames, memory)
+
+    def perceive(
+        self, features: list[Tensor], frames: CameraFrames, memory: BEVMemory | None
+    ) -> tuple[ModelOutputs, BEVMemory]:
+        """Perceive one frame from the features of its images.
+
+        Args:
+            features: of :meth:`image_features`.
+            frames, memory: see :meth:`forward`.
+        """
         perspective = self._perspective_outputs(features, frames)
         current_bev = self.encode(features, frames, memory)
         bev = self.temporal.fuse(current_bev, frames, memory)
