@@ -1,8 +1,8 @@
 """Evaluation of BEVFormer v2 as published: every past frame is encoded anew in the current BEV frame.
 
-A vehicle keeps the BEV features of past frames and warps them, whose cost does not grow with their number. The
-published model keeps the images and encodes each past frame with the calibration that the current frame sees it
-by; published numbers are of that. Image features are kept here, so that the backbone runs once a frame.
+A vehicle keeps the BEV features of past frames and warps them: a frame's cost hardly grows with their number.
+The published model keeps the images and encodes each past frame with the calibration that the current frame
+sees it by; published numbers are of that. Image features are kept here, so the backbone runs once a frame.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Past frames of a published BEVFormer v2: encoded anew in the current frame, as its published numbers need."""
+"""Past frames of a published BEVFormer v2 are encoded anew in the current frame, as its numbers need."""
 
 from __future__ import annotations
 
