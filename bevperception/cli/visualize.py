@@ -139,8 +139,7 @@ def perceived(
         BevError: if the weights do not fit or a sample cannot be read.
     """
     config.training.devices = config.training.nodes = 1
-    model = load_model(read_weights(weights), config)
-    model = with_history(model, config.model)
+    model = with_history(load_model(read_weights(weights), config), config.model)
     predictor = StreamingPredictor(model, launch(config.training), config.training.precision)
     dataset = build_dataset(reader, config, chosen.scenes, training=False)
     heads = config.model
