@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bevperception.calibration import CameraCalibration, EgoMotion, RigCalibration
+from bevperception.can_bus import CAN_BUS_SIZE, CanBusTrail
 from bevperception.config import DataConfig
 from bevperception.data.image_input import ImageInput
 from bevperception.data.transforms import ImageFit
@@ -152,6 +153,9 @@ class StreamingPredictor:
         self._memory: BEVMemory | None = None
         self._scene_token: str | None = None
         self._canvas = None if data is None else _Canvas(data)
+        self._can_bus: CanBusTrail | None = None
+        if data is not None and getattr(model, "reads_can_bus", False):
+            self._can_bus = CanBusTrail(data.can_bus)
         if compiled:
             for name in _COMPILED_PARTS:
                 getattr(model, name).compile()
@@ -195,6 +199,7 @@ class StreamingPredictor:
         bev_to_global = motion.ego_to_global @ calibration.bev_to_ego
         with stages.time("prepare"):
             frames = canvas.frames(images, calibration, motion, bev_to_global, stamp)
+            frames = self._with_can_bus(frames, motion, sequence, alone)
         with stages.time("model"):
             outputs = self._observe(frames, sequence, alone)
         with stages.time("decode"):
@@ -312,6 +317,20 @@ class StreamingPredictor:
         self._scene_token = scene_token
         assert isinstance(outputs, ModelOutputs)
         return outputs
+
+    def _with_can_bus(
+        self, frames: CameraFrames, motion: EgoMotion, scene_token: str, alone: str
+    ) -> CameraFrames:
+        """The frame with the CAN-bus vector that its pose and those before give, for models that read one."""
+        if self._can_bus is None:
+            return frames
+        if alone:
+            self._can_bus.forget()
+            return replace(frames, can_bus=torch.zeros(1, CAN_BUS_SIZE, dtype=torch.float64))
+        if self._memory is None or self.rules.reason(self._memory, frames, scene_token != self._scene_token):
+            self._can_bus.forget()
+        vector = self._can_bus.vector(float(frames.timestamps_s[0]), motion.ego_to_global)
+        return replace(frames, can_bus=vector[None])
 
     def decode(self, outputs: ModelOutputs) -> list[Boxes3D]:
         """Decode raw outputs to boxes: a list of one, BEV frame, with scores, best first, on the CPU."""

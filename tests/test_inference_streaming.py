@@ -16,6 +16,7 @@ from nuscenes.utils.geometry_utils import view_points
 from pyquaternion import Quaternion
 
 from bevperception.calibration import CameraCalibration, EgoMotion, RigCalibration
+from bevperception.can_bus import CanBusTrail
 from bevperception.config import DataConfig
 from bevperception.data.images import read_image
 from bevperception.data.nuscenes import NuScenesReader, SampleRecord
@@ -430,3 +431,30 @@ def test_the_real_key_frames_projection_equals_the_devkits(real_keyframe: Path) 
             np.testing.assert_allclose(pixels[0], wanted, rtol=1e-4, atol=0.02)
             compared += 1
     assert compared > 20
+
+
+@torch.no_grad()
+def test_a_published_v1_model_streams_from_poses_alone(tiny_nuscenes: Path) -> None:
+    """Each frame gets the CAN-bus vector of its pose and those before; an unknown pose has none."""
+    config = micro_config(tiny_nuscenes)
+    config.model.bev.alignment = "published"
+    config.model.__post_init__()
+    model = micro_model(config)
+    predictor = StreamingPredictor(model, data=config.data)
+    trail, memory = CanBusTrail("exact"), None
+    for index in range(4):
+        pose = EYE.clone()
+        pose[:2, :2] = torch.tensor(
+            [[math.cos(0.1 * index), -math.sin(0.1 * index)], [math.sin(0.1 * index), math.cos(0.1 * index)]]
+        )
+        pose[0, 3] = 2.0 * index
+        images = {"CAM_FRONT": grey(20 * index), "CAM_BACK": grey(200)}
+        found = predictor.step(images, rig(), EgoMotion(pose), 0.5 * index)
+        frames = predictor._canvas.frames(images, rig(), EgoMotion(pose), pose, 0.5 * index)  # type: ignore[union-attr]
+        frames = replace(frames, can_bus=trail.vector(0.5 * index, pose)[None])
+        outputs, memory = model(frames, memory)
+        assert torch.equal(found.boxes.values, model.decode(outputs)[0].values), index
+        assert memory.can_bus is not None
+    alone = predictor.step(images, rig(), None, 2.0)
+    assert alone.reset == "no ego motion"
+    assert predictor.step(images, rig(), EgoMotion(EYE), 2.5).reset is not None

@@ -1,12 +1,10 @@
 """Read the CAN-bus vector of a sample from the CAN-bus expansion, or compute it from ego poses.
 
-Layout as in :mod:`bevperception.can_bus`. Accelerations include gravity (some 9.8 along z at rest), as the
-IMU of the data set measures them; velocity, acceleration and rotation rate are in the ego frame.
+Layout as in :mod:`bevperception.can_bus`.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any, Literal
 
@@ -14,23 +12,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from nuscenes.can_bus.can_bus_api import NuScenesCanBus
-from pyquaternion import Quaternion
 from torch import Tensor
 
 from bevperception.calibration import TimedPose
-from bevperception.can_bus import CAN_BUS_SIZE
+from bevperception.can_bus import (
+    CAN_BUS_SIZE,
+    POSE_GAP_S,
+    POSE_SPACING_S,
+    Style,
+    measured_by_poses,
+    with_ego_pose,
+)
 from bevperception.data.nuscenes import REFERENCE_SENSOR, NuScenesReader
 from bevperception.errors import DataError, SampleError
-from bevperception.geometry import MAX_COORDINATE_M, rotation_from_quaternion, yaw_of
+from bevperception.geometry import MAX_COORDINATE_M
 from bevperception.names import has_file
 
-GRAVITY_M_S2 = 9.81
 MOST_MESSAGE_BYTES = 64 * 1024**2
 """Of a scene's pose messages; those of nuScenes' 20 seconds have about half a megabyte."""
-POSE_SPACING_S = 0.25
-"""Ego poses at least this far apart are differentiated; nearer ones would amplify their noise."""
-POSE_GAP_S = 1.5
-"""Ego poses further apart than this say nothing about the instant between them (the devkit's limit)."""
 
 _DAMAGE = (
     *(AssertionError, LookupError, TypeError, ValueError, OverflowError, AttributeError, RecursionError),
@@ -50,7 +49,7 @@ class CanBusReader:
             ``DataConfig.can_bus``).
     """
 
-    def __init__(self, reader: NuScenesReader, style: Literal["exact", "published"] = "exact") -> None:
+    def __init__(self, reader: NuScenesReader, style: Style = "exact") -> None:
         self._reader = reader
         self._style = style
         has_files = (reader.root / "can_bus").is_dir()
@@ -129,8 +128,7 @@ class CanBusReader:
 
     def _from_poses(self, data: dict[str, Any]) -> _Array:
         here = self._timed_pose(data)
-        motion = ego_motion(self._neighbour(data, "prev"), here, self._neighbour(data, "next"))
-        return np.concatenate((np.zeros(7), *motion, np.zeros(2)))
+        return measured_by_poses(self._neighbour(data, "prev"), here, self._neighbour(data, "next"))
 
     def _neighbour(self, data: dict[str, Any], direction: Literal["prev", "next"]) -> TimedPose | None:
         """The nearest pose of the sensor's chain of sweeps that is far enough away to differentiate."""
@@ -161,67 +159,3 @@ def _message_row(message: dict[str, Any]) -> list[float]:
     if len(row) != CAN_BUS_SIZE:
         raise ValueError(f"a pose message has {len(row) - 2} numbers, not {CAN_BUS_SIZE - 2}")
     return row
-
-
-def ego_motion(
-    before: TimedPose | None, here: TimedPose, after: TimedPose | None
-) -> tuple[_Array, _Array, _Array]:
-    """Compute acceleration, rotation rate and velocity at a pose, by finite differences to its neighbours.
-
-    Args:
-        before, after: neighbours in time, None where there is none.
-        here: the pose.
-
-    Returns:
-        (3,) m/s2 with gravity, (3,) rad/s, (3,) m/s, all in the ego frame; zero (and gravity alone)
-        where the neighbours do not tell.
-    """
-    ego_to_global = Quaternion(here.quaternion_wxyz).rotation_matrix
-    velocity, acceleration, rate = np.zeros(3), np.zeros(3), np.zeros(3)
-    slopes = [_slope(a, b) for a, b in ((before, here), (here, after)) if a is not None and b is not None]
-    if len(slopes) == 2:
-        (before_v, before_s), (after_v, after_s) = slopes
-        velocity = (after_s * before_v + before_s * after_v) / (before_s + after_s)
-        acceleration = 2 * (after_v - before_v) / (before_s + after_s)
-    elif slopes:
-        velocity = slopes[0][0]
-    first, last = before or here, after or here
-    span_s = _seconds(last) - _seconds(first)
-    if span_s > 0:
-        relative = Quaternion(first.quaternion_wxyz).inverse * Quaternion(last.quaternion_wxyz)
-        rate = relative.axis * relative.radians / span_s
-    up = np.array([0.0, 0.0, GRAVITY_M_S2])
-    return ego_to_global.T @ (acceleration + up), rate, ego_to_global.T @ velocity
-
-
-def _slope(a: TimedPose, b: TimedPose) -> tuple[_Array, float]:
-    span_s = _seconds(b) - _seconds(a)
-    return (np.array(b.translation_m) - np.array(a.translation_m)) / span_s, span_s
-
-
-def _seconds(pose: TimedPose) -> float:
-    return pose.stamp_ns // 1000 * 1e-6  # exact to the microsecond, as nuScenes counts
-
-
-def with_ego_pose(
-    measured: Tensor, translation_m: Tensor, quaternion_wxyz: Tensor, published_orientation: bool = False
-) -> Tensor:
-    """Put the sample's ego pose into the slots of position, orientation and yaw of a CAN-bus vector.
-
-    Source: BEVFormer, datasets/nuscenes_dataset.py, get_data_info.
-
-    Args:
-        measured: (18,) float64.
-        translation_m: (3,) ego in the global frame.
-        quaternion_wxyz: (4,) ego to global.
-        published_orientation: put w into all four orientation slots, as the published code does by mistake.
-
-    Returns:
-        (18,): yaw in [0, 2 pi) and [0, 360).
-    """
-    vector = measured.clone()
-    vector[:3] = translation_m
-    vector[3:7] = quaternion_wxyz[0] if published_orientation else quaternion_wxyz
-    yaw_deg = math.degrees(float(yaw_of(rotation_from_quaternion(quaternion_wxyz)))) % 360.0
-    vector[-2], vector[-1] = math.radians(yaw_deg), yaw_deg
-    return vector

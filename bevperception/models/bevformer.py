@@ -158,6 +158,11 @@ class BEVFormer(nn.Module):
         return queries
 
     @property
+    def reads_can_bus(self) -> bool:
+        """Whether frames need a CAN-bus vector."""
+        return self.bev_transformer.published is not None
+
+    @property
     def reads_cell_velocities(self) -> bool:
         """Whether boxes take their velocities from the centre head."""
         return self.config.detection.velocity == "cells"

@@ -46,8 +46,6 @@ def load_predictor(settings: NodeSettings) -> Loaded:
         config = load_config(settings.config)
     else:
         config = config_from_dict(weights.card.config, str(weights.path))
-    if config.model.bev.alignment == "published":
-        raise ConfigError("models that read the CAN-bus vector are not served by the node")
     if config.data.bev_frame == "lidar" and not settings.calibration_file:
         raise ConfigError(
             "the model reasons in the lidar's frame: name a calibration_file with a section 'bev'"

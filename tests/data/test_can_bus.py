@@ -15,14 +15,9 @@ from nuscenes.can_bus.can_bus_api import NuScenesCanBus
 from pyquaternion import Quaternion
 
 from bevperception.calibration import TimedPose
+from bevperception.can_bus import GRAVITY_M_S2, CanBusTrail, ego_motion, with_ego_pose
 from bevperception.config import DataConfig
-from bevperception.data.can_bus import (
-    GRAVITY_M_S2,
-    MOST_MESSAGE_BYTES,
-    CanBusReader,
-    ego_motion,
-    with_ego_pose,
-)
+from bevperception.data.can_bus import MOST_MESSAGE_BYTES, CanBusReader
 from bevperception.data.nuscenes import NuScenesReader
 from bevperception.errors import DataError
 from tests.fixtures.tiny_nuscenes import (
@@ -169,3 +164,48 @@ def test_yaw_is_never_negative(degrees: float) -> None:
     vector = with_ego_pose(torch.zeros(18, dtype=torch.float64), torch.zeros(3), turn)
     assert float(vector[-1]) == pytest.approx(degrees, abs=1e-9)
     assert float(vector[-2]) == pytest.approx(math.radians(degrees), abs=1e-9)
+
+
+def lidar_poses(reader: NuScenesReader, token: str) -> list[TimedPose]:
+    """Poses of the reference sensor's chain up to a sample, in order of time."""
+    record = reader.sensor_data(reader.nusc.get("sample", token), "LIDAR_TOP")
+    poses = []
+    while True:
+        pose = reader.nusc.get("ego_pose", record["ego_pose_token"])
+        poses.append(
+            TimedPose(record["timestamp"] * 1000, tuple(pose["translation"]), tuple(pose["rotation"]))
+        )
+        if not record["prev"]:
+            return poses[::-1]
+        record = reader.nusc.get("sample_data", record["prev"])
+
+
+@pytest.mark.parametrize("style", ["exact", "published"])
+def test_a_vehicles_vector_equals_the_readers(reader: NuScenesReader, style: Any) -> None:
+    """At a scene's end the data set knows no more than a vehicle: the poses up to now."""
+    token = tokens_of(reader, 1)[-1]
+    trail = CanBusTrail(style)
+    for pose in lidar_poses(reader, token):
+        vector = trail.vector(pose.stamp_ns * 1e-9, pose.matrix())
+    expected = CanBusReader(reader, "exact").vector(token)
+    if style == "published":
+        expected[3:7] = expected[3]
+    sign = torch.sign(expected[3])
+    expected[3:7] *= sign
+    np.testing.assert_allclose(vector, expected, atol=1e-5)
+    assert float(vector[13]) == pytest.approx(SPEED_M_S, abs=0.2)
+
+
+def test_a_vehicles_vector_without_neighbours(reader: NuScenesReader) -> None:
+    trail = CanBusTrail("exact")
+    poses = [
+        TimedPose(round(1e9 * t), (3.0 * t, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0))
+        for t in (0.0, 0.1, 0.3, 2.0, 2.4)
+    ]
+    speeds = []
+    for pose in poses:
+        speeds.append(float(trail.vector(pose.stamp_ns * 1e-9, pose.matrix())[13]))
+    # Too near to say anything, then far enough, then too old, then far enough again.
+    np.testing.assert_allclose(speeds, [0, 0, 3, 0, 3], atol=1e-6)
+    trail.forget()
+    assert float(trail.vector(2.8, poses[-1].matrix())[13]) == 0.0

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from bevperception.calibration import PinholeCamera
-from bevperception.can_bus import relative_can_bus
-from bevperception.data.can_bus import with_ego_pose
+from bevperception.can_bus import relative_can_bus, with_ego_pose
 from bevperception.data.image_input import published_image
 from bevperception.data.published_v2 import cut_and_resize, plan_v2
 from bevperception.data.transforms import BEVDraw, ImageDraw
