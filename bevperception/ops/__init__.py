@@ -11,6 +11,7 @@ from bevperception.ops.backend import (
 from bevperception.ops.deformable_attention import ms_deform_attn, ms_deform_attn_reference
 from bevperception.ops.deformable_convolution import dcnv3, dcnv3_reference
 from bevperception.ops.fused_attention import CompressedRows, deform_attn, deform_attn_unfused
+from bevperception.ops.modulated_convolution import deform_conv2d, deform_conv2d_reference
 
 __all__ = [
     "Backend",
@@ -22,6 +23,8 @@ __all__ = [
     "dcnv3_reference",
     "deform_attn",
     "deform_attn_unfused",
+    "deform_conv2d",
+    "deform_conv2d_reference",
     "ms_deform_attn",
     "ms_deform_attn_reference",
     "set_backend",

@@ -18,7 +18,7 @@ from bevperception.ops import native
 
 BackendName = Literal["auto", "reference", "native"]
 ENVIRONMENT_VARIABLE = "BEVPERCEPTION_OPS"
-OPERATORS = ("ms_deform_attn", "deform_attn", "dcnv3")
+OPERATORS = ("ms_deform_attn", "deform_attn", "dcnv3", "deform_conv2d")
 HOW_TO_BUILD_CUDA = "With nvcc, BEVPERCEPTION_CUDA=1 pip install -e . --no-build-isolation builds them"
 HOW_TO_BUILD = "install a C++ compiler and run: pip install -e . --no-build-isolation"
 
@@ -182,7 +182,7 @@ def _warn_once(device: torch.device) -> None:
     else:
         why, remedy = f"{native.STATUS.problem}", f" To build them {HOW_TO_BUILD}."
     warnings.warn(
-        f"{why}: deformable attention and DCNv3 run as plain PyTorch, about 10 times slower and with "
+        f"{why}: deformable attention and convolution run as plain PyTorch, about 10 times slower and with "
         f"several times the memory.{remedy}",
         stacklevel=4,
     )

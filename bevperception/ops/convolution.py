@@ -29,7 +29,7 @@ def convolve(
 
     Args:
         x: (N, C_in, H, W).
-        convolution: with zeros around the map and without a bias.
+        convolution: with zeros around the map and without a bias; one of a class of its own is called itself.
         norm: of its outputs, with factors, shifts and running statistics.
         shortcut: (N, C, H', W') or None; the result may overwrite it, so nobody else may need it.
         relu: clamp the result at zero from below.
@@ -51,6 +51,7 @@ def _is_fast(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d, shortcut: 
     tensors = [x, *learned] if shortcut is None else [x, *learned, shortcut]
     return (
         _HAS_ONEDNN
+        and type(convolution) is nn.Conv2d
         and predicts_on_cpu(*tensors)
         and not norm.training
         and x.numel() > 0

@@ -16,11 +16,6 @@ from tests.golden.case import ADAPTERS, Case, kind_of
 for _module in pkgutil.iter_modules(adapters.__path__):
     importlib.import_module(f"{adapters.__name__}.{_module.name}")
 
-NOT_YET_SUPPORTED = {
-    "dcnv2": "deformable convolution v2",
-}
-"""Kinds that a later version will support, and what they belong to."""
-
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     folder: Path = metafunc.config.getoption("--golden-dir")
@@ -28,7 +23,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         raise pytest.UsageError(f"--golden-dir {folder} is not a folder")
     parameters = []
     for path in sorted(folder.glob("*.npz")):
-        kind = kind_of(path.stem, [*ADAPTERS, *NOT_YET_SUPPORTED])
+        kind = kind_of(path.stem, ADAPTERS)
         entry = ADAPTERS.get(kind or "")
         for backend in ("reference", "native") if entry and entry.uses_ops else ("reference",):
             for dtype in entry.dtypes if entry else (torch.float64,):
@@ -39,8 +34,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_golden(path: Path, kind: str | None, backend: str, dtype: torch.dtype) -> None:
     assert kind is not None, f"{path.name}: no kind of this project's matches its name"
-    if kind in NOT_YET_SUPPORTED:
-        pytest.skip(f"kind {kind} ({NOT_YET_SUPPORTED[kind]}) is not yet supported")
     case = Case.load(path, dtype)
     if case.meta.get("quirk_bs2"):
         pytest.skip("flagged quirk_bs2: holds the published code's batch fault, not to be reproduced")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bevperception.ops import dcnv3, ms_deform_attn, native, use_backend
+from bevperception.ops import dcnv3, deform_conv2d, ms_deform_attn, native, use_backend
 from bevperception.ops.deformable_convolution import output_size
 
 needs_native = pytest.mark.skipif(
@@ -95,7 +95,41 @@ class ConvolutionProblem:
         return replace(self, batch=1)
 
 
-Problem = AttentionProblem | ConvolutionProblem
+@dataclass(frozen=True)
+class ModulatedProblem:
+    """Sizes and settings of a deform_conv2d call."""
+
+    batch: int = 2
+    height: int = 5
+    width: int = 7
+    groups: int = 2
+    channels: int = 3
+    channels_out: int = 4
+    settings: dict[str, Any] = field(default_factory=lambda: {"padding": 1})
+    side: int = 3
+    seed: int = 0
+
+    def tensors(
+        self, dtype: torch.dtype = torch.float64, reach: float = 2.0
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Input, offsets of up to ``reach`` cells, mask, weight."""
+        generator = torch.Generator().manual_seed(self.seed)
+        settings = [self.settings.get(k, v) for k, v in (("stride", 1), ("padding", 0), ("dilation", 1))]
+        sizes = [output_size(n, self.side, *settings) for n in (self.height, self.width)]
+        points, channels = self.groups * self.side**2, self.groups * self.channels
+        input = torch.randn(self.batch, channels, self.height, self.width, dtype=dtype, generator=generator)
+        offset = torch.rand(self.batch, 2 * points, *sizes, dtype=dtype, generator=generator) * 2 - 1
+        mask = torch.rand(self.batch, points, *sizes, dtype=dtype, generator=generator)
+        weight = torch.randn(
+            self.channels_out, channels, self.side, self.side, dtype=dtype, generator=generator
+        )
+        return input, offset * reach, mask, weight
+
+    def run(self, input: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+        return deform_conv2d(input, offset, mask, weight, **self.settings)
+
+
+Problem = AttentionProblem | ConvolutionProblem | ModulatedProblem
 
 
 def outputs_and_gradients(
@@ -126,6 +160,8 @@ def kink_distance(problem: Problem, tensors: tuple[Tensor, ...]) -> Tensor:
     if isinstance(problem, AttentionProblem):
         size = torch.tensor([[w, h] for h, w in problem.shapes], dtype=tensors[1].dtype)[:, None]
         position = tensors[1] * size - 0.5
+    elif isinstance(problem, ModulatedProblem):
+        position = tensors[1]
     else:
         position = tensors[1] * problem.settings.get("offset_scale", 1.0)
         scale = problem.settings.get("offset_scale", 1.0)

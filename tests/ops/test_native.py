@@ -18,6 +18,7 @@ from tests.ops.problems import (
     ISAS,
     AttentionProblem,
     ConvolutionProblem,
+    ModulatedProblem,
     Problem,
     assert_close,
     cpu_isa,
@@ -49,6 +50,11 @@ PROBLEMS: list[Problem] = [
     ConvolutionProblem(groups=1, channels=1, height=1, width=1),
     ConvolutionProblem(groups=2, channels=70, settings={"kernel_size": 5, "padding": 2, "offset_scale": 0.5}),
     ConvolutionProblem(groups=20, channels=3, settings={"remove_center": True, "dilation": 2, "padding": 2}),
+    ModulatedProblem(),
+    ModulatedProblem(groups=1, channels=37, channels_out=6, height=9, width=8),
+    ModulatedProblem(batch=3, channels=8, settings={"stride": 2, "padding": 2, "dilation": 2}),
+    ModulatedProblem(batch=1, side=1, settings={}, height=1, width=3),
+    ModulatedProblem(groups=3, side=5, settings={"padding": 1, "stride": 3}, height=11, width=6),
 ]
 
 

@@ -1,5 +1,7 @@
 """ResNets (He et al., Deep Residual Learning, CVPR 2016): 50 and 101 as published, and a small one.
 
+Stages may have modulated deformable convolutions (Zhu et al., Deformable ConvNets v2, CVPR 2019).
+
 Names of modules and parameters are torchvision's and mmdet's, so that their weights load as they are.
 """
 
@@ -14,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bevperception.models.backbones.layers import check_stages, freeze
 from bevperception.ops.convolution import convolve
+from bevperception.ops.modulated_convolution import deform_conv2d
 
 EXPANSION = 4
 
@@ -27,12 +30,14 @@ class ResNetSpec:
         style: 'pytorch' strides in the 3x3 convolution of a block, 'caffe' in its first 1x1.
         base_channels: inner channels of the first stage; its output has four times as many.
         stem_channels: channels of the stem.
+        deformable: whether the 3x3 convolutions of each stage are deformable.
     """
 
     depths: tuple[int, ...]
     style: Literal["pytorch", "caffe"] = "pytorch"
     base_channels: int = 64
     stem_channels: int = 64
+    deformable: tuple[bool, ...] = (False, False, False, False)
 
     def stage_channels(self, stage: int) -> int:
         """Output channels of a stage, counted from 0."""
@@ -44,9 +49,34 @@ VARIANTS = {
     "resnet101": ResNetSpec((3, 4, 23, 3)),
     "resnet50_caffe": ResNetSpec((3, 4, 6, 3), "caffe"),
     "resnet101_caffe": ResNetSpec((3, 4, 23, 3), "caffe"),
+    "resnet101_caffe_dcn": ResNetSpec((3, 4, 23, 3), "caffe", deformable=(False, False, True, True)),
     # As slow as internimage_micro on a CPU, to compare with it.
     "resnet_micro": ResNetSpec((2, 2, 3, 2), base_channels=16, stem_channels=16),
 }
+
+
+class DeformableConvolution(nn.Conv2d):
+    """A 3x3 convolution whose points a second convolution moves and weights (DCNv2).
+
+    Names of parameters are mmcv's ``ModulatedDeformConv2dPack``'s. It begins as a convolution of half weight.
+
+    Args:
+        channels_in: channels in.
+        channels_out: channels out.
+        stride: stride.
+        groups: of channels that move together.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
+        self.conv_offset = nn.Conv2d(channels_in, 27 * groups, 3, stride=stride, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, C_in, H, W) to (N, C_out, ceil(H/stride), ceil(W/stride))."""
+        offset_y, offset_x, mask = self.conv_offset(features).chunk(3, dim=1)
+        # Two thirds are offsets, (dy, dx) alternating; which third a number is in does not say which it is.
+        offset = torch.cat((offset_y, offset_x), dim=1)
+        return deform_conv2d(features, offset, mask.sigmoid(), self.weight, stride=self.stride[0], padding=1)
 
 
 class Bottleneck(nn.Module):
@@ -57,15 +87,22 @@ class Bottleneck(nn.Module):
         channels: inner channels; four times as many go out.
         stride: stride of the block.
         style: where the stride lies, see :class:`ResNetSpec`.
+        deformable: whether the 3x3 convolution is.
     """
 
-    def __init__(self, channels_in: int, channels: int, stride: int, style: str) -> None:
+    def __init__(
+        self, channels_in: int, channels: int, stride: int, style: str, *, deformable: bool = False
+    ) -> None:
         super().__init__()
         channels_out = EXPANSION * channels
         stride1, stride2 = (stride, 1) if style == "caffe" else (1, stride)
         self.conv1 = nn.Conv2d(channels_in, channels, 1, stride=stride1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride2, padding=1, bias=False)
+        self.conv2 = (
+            DeformableConvolution(channels, channels, stride2)
+            if deformable
+            else nn.Conv2d(channels, channels, 3, stride=stride2, padding=1, bias=False)
+        )
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, channels_out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels_out)
@@ -145,6 +182,10 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for module in self.modules():
+            if isinstance(module, DeformableConvolution):  # no movement at first
+                nn.init.zeros_(module.conv_offset.weight)
+                nn.init.zeros_(module.conv_offset.bias)  # type: ignore[arg-type]
 
     def _norms(self) -> list[nn.BatchNorm2d]:
         return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -191,8 +232,9 @@ def _make_stage(spec: ResNetSpec, index: int) -> nn.Sequential:
     channels = spec.base_channels << index
     channels_in = spec.stem_channels if index == 0 else spec.stage_channels(index - 1)
     stride = 1 if index == 0 else 2
-    blocks = [Bottleneck(channels_in, channels, stride, spec.style)]
-    blocks += [
-        Bottleneck(EXPANSION * channels, channels, 1, spec.style) for _ in range(spec.depths[index] - 1)
+    inputs = [channels_in, *[EXPANSION * channels] * (spec.depths[index] - 1)]
+    blocks = [
+        Bottleneck(inner, channels, stride if k == 0 else 1, spec.style, deformable=spec.deformable[index])
+        for k, inner in enumerate(inputs)
     ]
     return nn.Sequential(*blocks)

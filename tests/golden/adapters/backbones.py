@@ -12,7 +12,7 @@ from bevperception.checkpoints.official_names import DCNV3, internimage_table
 from bevperception.checkpoints.official_names import FPN as FPN_NAMES
 from bevperception.models.backbones.internimage import DCNv3, DCNv3Settings, InternImage, InternImageSpec
 from bevperception.models.backbones.layers import Activation, Norm
-from bevperception.models.backbones.resnet import ResNet, ResNetSpec
+from bevperception.models.backbones.resnet import DeformableConvolution, ResNet, ResNetSpec
 from bevperception.models.necks import FPN
 from tests.golden.case import Case, adapter
 
@@ -114,17 +114,30 @@ def internimage(case: Case) -> None:
         case.check_gradients(outputs, {"x": images}, model, rename)
 
 
-@adapter("resnet")
+@adapter("dcnv2", uses_ops=True)
+def dcnv2(case: Case) -> None:
+    kwargs = case.meta["kwargs"]
+    assert (kwargs["kernel_size"], kwargs["padding"], kwargs["dilation"], kwargs["bias"]) == (3, 1, 1, False)
+    module = DeformableConvolution(
+        kwargs["in_channels"], kwargs["out_channels"], kwargs["stride"], kwargs["deform_groups"]
+    )
+    case.load_into(module, lambda key: key)
+    features = case.input("x")
+    out = module(features)
+    case.check("out.out", out)
+    case.check_gradients({"out": out}, {"x": features}, module)
+
+
+@adapter("resnet", uses_ops=True)
 def resnet(case: Case) -> None:
     cfg = case.meta["cfg"]
-    if cfg.get("dcn") and any(cfg.get("stage_with_dcn", ())):
-        pytest.skip("deformable convolution v2 in ResNet is not yet supported")
     model = ResNet(
         ResNetSpec(
             RESNET_DEPTHS[cfg["depth"]][: cfg.get("num_stages", 4)],
             cfg.get("style", "pytorch"),
             cfg.get("base_channels", 64),
             cfg.get("stem_channels", 64),
+            tuple(cfg.get("stage_with_dcn", (False,) * 4)),
         ),
         tuple(cfg.get("out_indices", (0, 1, 2, 3))),
         norm_eval=cfg.get("norm_eval", True),
