@@ -24,7 +24,8 @@ class BackboneConfig:
     """Image backbone.
 
     Args:
-        variant: internimage_{micro,t,s,b,l,xl,h,g}, resnet{50,101} or resnet_micro.
+        variant: internimage_{micro,t,s,b,l,xl,h,g}, resnet{50,101}, these with _caffe, resnet101_caffe_dcn
+            or resnet_micro.
         out_indices: stages (0 to 3; strides 4, 8, 16, 32) handed to the neck.
         drop_path_rate: stochastic depth; None takes the variant's own.
         checkpointing: recompute the activations of the backbone and of a fusion of frames in backward, to

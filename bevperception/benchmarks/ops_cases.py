@@ -160,7 +160,48 @@ class ConvolutionCase:
         return input.to(dtype), offset.to(dtype), mask.to(dtype)
 
 
-Case = AttentionCase | ConvolutionCase | SpatialCase
+@dataclass(frozen=True)
+class ModulatedCase:
+    """A call of deform_conv2d: kernel 3, stride 1, one group, as many channels out as in.
+
+    Args:
+        key: short name.
+        title: where the call comes from.
+        batch: images.
+        height: of the map, in cells.
+        width: of the map, in cells.
+        channels: of the map.
+    """
+
+    key: str
+    title: str
+    batch: int
+    height: int
+    width: int
+    channels: int
+    operator: str = "deform_conv2d"
+
+    def inputs(self, kind: LocationKind, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Input (N, C, H, W) channels last, offset (N, 18, H, W), mask (N, 9, H, W), weight (C, C, 3, 3).
+
+        Args:
+            kind: "local" moves points by about a cell; "uniform" by up to 8 cells.
+            dtype: of all four.
+        """
+        generator = torch.Generator().manual_seed(0)
+        cells = (self.height, self.width)
+        input = torch.randn(self.batch, self.channels, *cells, generator=generator)
+        if kind == "uniform":
+            offset = torch.rand(self.batch, 18, *cells, generator=generator) * 16 - 8
+        else:
+            offset = torch.randn(self.batch, 18, *cells, generator=generator)
+        mask = torch.randn(self.batch, 9, *cells, generator=generator).sigmoid()
+        weight = torch.randn(self.channels, self.channels, 3, 3, generator=generator) / self.channels
+        input = input.contiguous(memory_format=torch.channels_last)
+        return input.to(dtype), offset.to(dtype), mask.to(dtype), weight.to(dtype)
+
+
+Case = AttentionCase | ConvolutionCase | ModulatedCase | SpatialCase
 
 _PYRAMID = ((116, 200), (58, 100), (29, 50), (15, 25))
 _DETR_PYRAMID = ((100, 134), (50, 67), (25, 34), (13, 17))
@@ -180,5 +221,7 @@ CASES: dict[str, Case] = {
         ConvolutionCase("s2", "InternImage-T stage 2", 6, 56, 100, 8),
         ConvolutionCase("s3", "InternImage-T stage 3", 6, 28, 50, 16),
         ConvolutionCase("s4", "InternImage-T stage 4", 6, 14, 25, 32),
+        ModulatedCase("d3", "ResNet-101 stage 3, BEVFormer-base", 6, 58, 100, 256),
+        ModulatedCase("d4", "ResNet-101 stage 4, BEVFormer-base", 6, 29, 50, 512),
     )
 }

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from bevperception import ops
-from bevperception.benchmarks.ops_cases import CASES, AttentionCase, Case, ConvolutionCase
+from bevperception.benchmarks.ops_cases import CASES, AttentionCase, Case, ConvolutionCase, ModulatedCase
 from bevperception.benchmarks.spatial_case import Attention, SpatialCase, native_call, published_call
 from bevperception.benchmarks.timing import peak_extra_bytes, sample_seconds
 from bevperception.malloc import keep_freed_memory
 
-Call = Callable[[Tensor, Tensor, Tensor], Tensor]
+Call = Callable[..., Tensor]
 
 PEERS = {"torch-ms-deform-attn": "torch_ms_deform_attn", "deformops": "deformops.registry"}
 """PyPI packages that hold a multi-scale deformable attention, and the module to import."""
@@ -31,6 +31,7 @@ PEERS = {"torch-ms-deform-attn": "torch_ms_deform_attn", "deformops": "deformops
 SMALL_CASES: tuple[Case, ...] = (
     AttentionCase("small", "agreement", 2, 25, ((6, 9), (3, 4)), 4, "grid"),
     ConvolutionCase("small", "agreement", 2, 5, 7, 2),
+    ModulatedCase("small", "agreement", 2, 5, 7, 6),
     SpatialCase("small", "agreement", 2, 9, ((6, 9), (3, 4)), 4),
 )
 AGREEMENT = 1e-4
@@ -72,6 +73,9 @@ def competitor_call(competitor: str, case: Case, dtype: torch.dtype = torch.floa
         return lambda value, locations, weights: attention(value, shapes, locations, weights)
     if competitor in PEERS:
         return None
+    if isinstance(case, ModulatedCase):
+        modulated = ops.deform_conv2d if competitor == "native" else ops.deform_conv2d_reference
+        return functools.partial(modulated, padding=1)
     convolution = ops.dcnv3 if competitor == "native" else ops.dcnv3_reference
     return functools.partial(convolution, groups=case.groups)
 

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
-from bevperception.benchmarks.ops_cases import AttentionCase, Case, ConvolutionCase, LocationKind
+from bevperception.benchmarks.ops_cases import (
+    AttentionCase,
+    Case,
+    ConvolutionCase,
+    LocationKind,
+    ModulatedCase,
+)
 from bevperception.benchmarks.spatial_case import ANCHORS, CHANNELS, HEADS, SpatialCase
 
 _CACHED_BYTES = 64 << 20
@@ -101,11 +107,17 @@ def forward_work(case: Case, bytes_of_number: int = 4, kind: LocationKind = "loc
         kind: of its sampling points.
     """
     unseen: int | None = None  # numbers of maps that no point looks at
+    product = 0  # of a matrix product after the samples
     if isinstance(case, ConvolutionCase):
         cells = case.batch * case.height * case.width
         samples, channels = cells * case.groups * 9, 16
         numbers = 2 * cells * case.groups * channels + 3 * samples
         unseen = 0 if numbers * bytes_of_number <= _CACHED_BYTES else None  # points look everywhere
+    elif isinstance(case, ModulatedCase):
+        cells, channels = case.batch * case.height * case.width, case.channels
+        samples = cells * 9
+        numbers = 2 * cells * channels + 3 * samples + 9 * channels**2
+        product = 2 * samples * channels**2
     elif isinstance(case, SpatialCase):
         rows, cameras = case.batch * case.side**2, 6 * case.batch
         per_row = HEADS * len(case.shapes) * case.points
@@ -122,7 +134,7 @@ def forward_work(case: Case, bytes_of_number: int = 4, kind: LocationKind = "loc
         unseen = case.cells_unseen(kind) * channels if is_small else None
     return Work(
         bytes=numbers * bytes_of_number,
-        flops=samples * channels * 4 * _FLOPS_OF_CORNER,
+        flops=samples * channels * 4 * _FLOPS_OF_CORNER + product,
         looked_at_bytes=None if unseen is None else (numbers - unseen) * bytes_of_number,
     )
 

@@ -11,18 +11,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bevperception.benchmarks.ops_cases import CASES, AttentionCase, Case, ConvolutionCase
+from bevperception.benchmarks.ops_cases import CASES, AttentionCase, Case, ConvolutionCase, ModulatedCase
 from bevperception.benchmarks.spatial_case import SpatialCase, native_call
-from bevperception.ops import dcnv3, ms_deform_attn, native, use_backend
+from bevperception.ops import dcnv3, deform_conv2d, ms_deform_attn, native, use_backend
 from bevperception.ops.backend import BackendName
 
-Call = Callable[[Tensor, Tensor, Tensor], Tensor]
+Call = Callable[..., Tensor]
 
 PROBLEMS: tuple[Case, ...] = (
     AttentionCase("", "one level", 2, 25, ((5, 7),), 4, "grid"),
     AttentionCase("", "three levels, odd sizes", 3, 37, ((6, 9), (3, 4), (1, 1)), 3, "random"),
     ConvolutionCase("", "narrow", 2, 5, 7, 1),
     ConvolutionCase("", "wide", 3, 9, 6, 5),
+    ModulatedCase("", "odd sizes", 2, 7, 9, 20),
     SpatialCase("", "cameras", 2, 11, ((6, 9), (3, 4)), 4),
 )
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -55,14 +56,16 @@ def operator_call(case: Case, backend: BackendName, device: torch.device, dtype:
     if isinstance(case, SpatialCase):
         fused = native_call(case, dtype, device)
 
-        def call(value: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        def call(*tensors: Tensor) -> Tensor:
             with use_backend(backend):
-                return fused(value, first, second)
+                return fused(*tensors)
 
         return call
 
-    def call_plain(value: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    def call_plain(value: Tensor, first: Tensor, second: Tensor, *weight: Tensor) -> Tensor:
         with use_backend(backend):
+            if isinstance(case, ModulatedCase):
+                return deform_conv2d(value, first, second, *weight, padding=1)
             if isinstance(case, ConvolutionCase):
                 return dcnv3(value, first, second, groups=case.groups)
             return ms_deform_attn(value, case.shapes, first, second)
@@ -86,8 +89,8 @@ def verify(device: torch.device) -> Iterator[Check]:
             tested = operator_call(case, "native", device, real)
             actual = _run(tested, [t.to(device) for t in tensors])
             name = f"{case.operator}, {case.title}, {str(dtype).removeprefix('torch.')}"
-            for part, a, b in zip(("output", *"123"), actual, expected, strict=True):
-                what = part if part == "output" else f"gradient {part}"
+            parts = ("output", *(f"gradient {k}" for k in range(1, len(expected))))
+            for what, a, b in zip(parts, actual, expected, strict=True):
                 yield Check(f"{name}: {what}", _difference(a, b), allowed)
         yield Check(
             f"{case.operator}, {case.title}: gradients twice the same bits", _repeat(case, device), 0.0

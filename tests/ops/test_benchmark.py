@@ -148,7 +148,7 @@ def test_inputs_fit_their_operator(key: str, kind: str) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("operator", ["ms_deform_attn", "dcnv3", "spatial_cross_attn"])
+@pytest.mark.parametrize("operator", ["ms_deform_attn", "dcnv3", "deform_conv2d", "spatial_cross_attn"])
 def test_competitors_are_checked_before_they_are_timed(operator: str) -> None:
     assert disagreement("native", operator) < 1e-5
 
